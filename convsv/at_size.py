@@ -7,6 +7,7 @@ Upper ends:
   unitary map, shifts the frequency grid by theta. So ||A|| <= max_j sigma_1(F(2 pi j / m + theta)) for EVERY shift,
   and the best of a few shifts is a bound below the size-free norm. Strides through the polyphase kernel, whose grid
   has ceil((n + max(p, q)) / s) points; dilation r through F(r w).
+  At stride 1 a dilated layer is a direct sum of undilated ones on every r-th pixel, and they are looked at one by one.
 * Circular padding of no more than r (k - 1) an axis: a submatrix of the circular convolution of size n itself.
 * Everything else (reflect, replicate, excessive circular): S ||pad||, where ||pad||^2 counts the copies of a pixel.
 
@@ -30,7 +31,7 @@ from convsv.geometry import Geometry, padding_multiplicity
 from convsv.golub_kahan import block_ritz_vector, norm_lower_bound
 from convsv.gram import Gram, gram, storage
 from convsv.grid_maximum import FrequencyGrid, grid_peaks, prove_grid
-from convsv.operator import ConvOperator
+from convsv.operator import ConvOperator, enclosing_circle, without_dilation
 from convsv.peaks import Peak
 from convsv.results import Interval
 from convsv.rounding import above, below, matrix_norm, power_of_two_scale, scale_by_power, unscale
@@ -40,6 +41,9 @@ __all__ = ["any_size_copies", "certify_at_size"]
 
 _DENSE_SIDE = 512
 """Largest smaller side of a matrix that is cheaper to look at than its symbol."""
+_WIDE = 1e-3
+"""Relative width of what the symbol says, from which a matrix twice as large is looked at as well."""
+_DENSE_SIDE_IF_WIDE = 1024
 _DENSE_ENTRIES = 1 << 21
 """Most entries of such a matrix."""
 _BLOCK = 2
@@ -85,11 +89,15 @@ def certify_at_size(
     geometry.output_size(kernel_size)
     if norm.upper == 0:
         return Interval(0.0, 0.0, of)
+    parts = without_dilation(geometry, kernel_size)
+    if parts is not None:
+        return _direct_sum([certify_at_size(kernel, part, norm, peak, execution=execution) for part in parts], of)
     exponent = power_of_two_scale(float(kernel.abs().max()))
     scaled = scale_by_power(kernel, -exponent).to(execution.torch_device)
     copies = _copies(geometry, kernel_size)
     upper, evaluations = norm.upper if copies == 1 else above(norm.upper * copies), 0
-    small = _dense_norm(ConvOperator(scaled.cpu(), geometry))
+    operator = ConvOperator(scaled.cpu(), geometry)
+    small = _dense_norm(operator, _DENSE_SIDE)
     if small is not None:
         return _checked(unscale(small[0], exponent, down=True), min(upper, unscale(small[1], exponent, down=False)), of)
     form = normal_form(scaled, geometry.stride, geometry.dilation)
@@ -104,7 +112,17 @@ def certify_at_size(
         upper = min(upper, unscale(found, exponent, down=False))
         peaks += [highest] if highest else []
     lower = unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True)
+    # On images of few pixels more the circles are too large to be near: there the matrix is worth its cost.
+    if upper > lower * (1 + _WIDE) and (small := _dense_norm(operator, _DENSE_SIDE_IF_WIDE)) is not None:
+        lower = max(lower, unscale(small[0], exponent, down=True))
+        upper = min(upper, unscale(small[1], exponent, down=False))
     return replace(_checked(lower, upper, of), evaluations=evaluations)
+
+
+def _direct_sum(parts: list[Interval], of: str) -> Interval:
+    """Return the interval of the largest norm of several layers."""
+    lower, upper = (max((getattr(part, end) for part in parts), default=0.0) for end in ("lower", "upper"))
+    return Interval(lower, upper, of, evaluations=sum(part.evaluations for part in parts))
 
 
 def _checked(lower: float, upper: float, of: str) -> Interval:
@@ -118,10 +136,10 @@ def _checked(lower: float, upper: float, of: str) -> Interval:
     return Interval(lower, upper, of)
 
 
-def _dense_norm(operator: ConvOperator) -> tuple[float, float] | None:
+def _dense_norm(operator: ConvOperator, side: int) -> tuple[float, float] | None:
     """Return a certified interval of the norm of a small operator from its matrix, or None where it is not small."""
     rows, columns = math.prod(operator.output_shape), math.prod(operator.input_shape)
-    if min(rows, columns) > _DENSE_SIDE or rows * columns > _DENSE_ENTRIES:
+    if min(rows, columns) > side or rows * columns > _DENSE_ENTRIES:
         return None
     lower, upper = matrix_norm(operator.to_dense())
     # Entries are taps, or sums of taps where padding copies: a column is an image of a unit vector.
@@ -213,19 +231,8 @@ def _containing(geometry: Geometry, kernel_size: tuple[int, ...]) -> _Grid | Non
     if geometry.padding_mode != "zeros":
         return None
     axes = zip(sizes, kernel_size, geometry.stride, geometry.dilation, geometry.padding, strict=True)
-    points = tuple(_enough_points(n, d * (k - 1), s, pair) for n, k, s, d, pair in axes)
+    points = tuple(enclosing_circle(n, d * (k - 1) + 1, s, pair)[0] for n, k, s, d, pair in axes)
     return _Grid(points, tuple(itertools.product((0, 1), repeat=dims)))
-
-
-def _enough_points(n: int, reach: int, stride: int, padding: tuple[int, int]) -> int:
-    """Return how many grid points an axis contain the layer: ceil((n + max(p, q)) / s) with the padding in use."""
-    before, after = padding
-    outputs = (n + before + after - reach - 1) // stride + 1
-    after = (outputs - 1) * stride + reach + 1 - n - before
-    # Outputs that see nothing but zeros do not count.
-    before -= max(0, -(-(before - reach) // stride)) * stride
-    after -= max(0, -(-(after - reach) // stride)) * stride
-    return -(-(n + max(before, after, 0)) // stride)
 
 
 def _grid_norm(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,16 +38,21 @@ class Frame:
     radius: float
     pairs: tuple[tuple[int, ...], ...]
 
-    @property
-    def active(self) -> NDArray[np.bool_]:
-        """Tell which axes are cut, ``(d,)``."""
-        chosen = np.zeros(len(self.denominators), dtype=np.bool_)
-        chosen[[axis for factor in self.pairs for axis in factor]] = True
+    @cached_property
+    def active(self) -> NDArray[np.int64]:
+        """1 on axes that are cut, else 0, ``(d,)``."""
+        chosen = np.zeros(len(self.denominators), dtype=np.int64)
+        chosen[[axis for factor in self.pairs for axis in factor]] = 1
         return chosen
+
+    @cached_property
+    def roots(self) -> NDArray[np.int64]:
+        """The denominators as an array, ``(d,)``."""
+        return np.array(self.denominators, dtype=np.int64)
 
     def at_level(self, level: int) -> tuple[int, ...]:
         """Return the denominators of centres of that generation."""
-        return tuple(n << level if on else n for n, on in zip(self.denominators, self.active, strict=True))
+        return tuple(n << level * int(on) for n, on in zip(self.denominators, self.active, strict=True))
 
 
 @dataclass(frozen=True)
@@ -81,13 +86,12 @@ class Cells:
     def fractions(self) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """Return all centres over one denominator an axis: numerators ``(M, d)`` and denominators."""
         finest = int(self.levels.max(initial=0))
-        scale = np.where(self.frame.active, np.int64(1) << (finest - self.levels)[:, None], 1)
-        return self.centres * scale, self.frame.at_level(finest)
+        return self.centres << (finest - self.levels)[:, None] * self.frame.active, self.frame.at_level(finest)
 
     def frequencies(self) -> NDArray[np.float64]:
         """Return the centres in radians, ``(M, d)``, rounded."""
-        numerators, denominators = self.fractions()
-        return numerators * (2 * math.pi / np.array(denominators, dtype=np.float64))
+        frame = self.frame
+        return self.centres * (2 * math.pi / (frame.roots << self.levels[:, None] * frame.active))
 
     def split(self) -> Cells:
         """Cut every cell into children of half the radius, one of each pair of opposite ones.
@@ -95,8 +99,7 @@ class Cells:
         A cell and its reflection through the origin are equivalent: the symbol at -w is the conjugate of that at w.
         """
         moves = _moves(self.frame.pairs, len(self.frame.denominators))
-        scale = np.where(self.frame.active, 2, 1)
-        centres = (scale * self.centres)[:, None] + moves
+        centres = (self.centres << self.frame.active)[:, None] + moves
         levels, owners = (np.repeat(column, len(moves)) for column in (self.levels + 1, self.owners))
         return _distinct(centres.reshape(-1, moves.shape[1]), levels, owners, self.frame)
 
@@ -130,14 +133,16 @@ def _moves(pairs: tuple[tuple[int, ...], ...], dims: int) -> NDArray[np.int64]:
 
 def _distinct(centres: NDArray[np.int64], levels: NDArray[np.int64], owners: NDArray[np.int64], frame: Frame) -> Cells:
     """Return one of each pair of opposite cells, reduced to the torus; of equal cells one."""
-    size = np.where(frame.active, np.array(frame.denominators) << levels[:, None], np.array(frame.denominators))
-    here, there = centres % size, -centres % size
-    differing = here != there
-    axis = differing.argmax(1)[:, None]
-    smaller = np.take_along_axis(here, axis, 1) <= np.take_along_axis(there, axis, 1)
-    keys = np.column_stack([owners, levels, np.where(smaller, here, there)])
-    order = np.lexsort(keys.T)
-    keys = keys[order]
+    size = frame.roots << levels[:, None] * frame.active
+    here = centres % size
+    there = np.where(here > 0, size - here, 0)
+    # In the order of dictionaries, from the last axis to the first.
+    smaller = here[:, -1] <= there[:, -1]
+    for one, other in zip(here.T[-2::-1], there.T[-2::-1], strict=True):
+        smaller = (one < other) | ((one == other) & smaller)
+    keys = np.empty((len(centres), 2 + centres.shape[1]), dtype=np.int64)
+    keys[:, 0], keys[:, 1], keys[:, 2:] = owners, levels, np.where(smaller[:, None], here, there)
+    keys = keys[np.lexsort(keys.T)]
     fresh = np.ones(len(keys), dtype=np.bool_)
     fresh[1:] = (keys[1:] != keys[:-1]).any(1)
     keys = keys[fresh]

@@ -30,7 +30,7 @@ from convsv.cells import Cells, concatenate, root_cells
 from convsv.errors import ComputationError, ContradictionError, UnavailableError
 from convsv.execution import Execution, full_precision
 from convsv.gram import Gram, gram, storage
-from convsv.peaks import Peak, climb, first_peak, look, lower_bound, quotient, upper_bound
+from convsv.peaks import Peak, climb, first_peak, leading_vectors, look, lower_bound, quotient, upper_bound
 from convsv.results import Interval
 from convsv.rounding import (
     DOUBLE,
@@ -65,12 +65,24 @@ _SINGLE_SHARE = 0.4
 """Part of the wanted width that the slack of single precision may take."""
 _MANY = 4096
 """Cells that are cut without a test at a time: more of them, and the known peak is not the highest."""
+_DIAGONALISED = 4
+"""Matrices of which all is asked where Krylov spaces find no way up that must be there."""
+_DENSE_SIZE = 512
+"""Channels up to which that means to diagonalise them."""
 _FEW = 8
 """Failures of one generation that are no reason to look for a higher peak."""
+_ALONE = 1024
+"""Channels beyond which matrices are factorised one after the other."""
+_TO_COPY = 128 << 20
+"""Bytes of a kernel up to which a scaled copy of it is made for the asking."""
+_NEAR = 20
+"""Powers of two by which the largest entry of a kernel too large to copy may differ from 1."""
 _EASY = 0.02
-"""By how much the largest root cell may lie above the lower end, at the first target."""
+"""By how much the largest root cell may lie above the lower end, at the first target; less at each later one."""
+_AT_ONCE = 0.75
+"""Part of the budget for a first attempt at the last target; the rest proves nearer ones if that fails."""
 _LADDER = 4.0
-"""Each target is so many times nearer than the one before: the gap falls fourfold when radii are halved."""
+"""Each target is about so many times nearer than the one before."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,8 @@ class _Work:
     """What one certification carries along.
 
     ``lower`` certifies what a peak shows; ``floor`` is a certified lower bound of lambda_min over the torus, and
-    ``ceiling`` an upper bound of the norm that is known beforehand.
+    ``ceiling`` an upper bound of the norm that is known beforehand; ``share`` is the part of the budget that may be
+    used up to now.
     """
 
     gram: Gram
@@ -103,6 +116,7 @@ class _Work:
     single: Gram | None = None
     peak: Peak | None = None
     shown: float = 0.0
+    share: float = 1.0
     started: float = field(default_factory=time.monotonic)
     evaluations: int = 0
 
@@ -118,13 +132,19 @@ class _Work:
 
         Single precision is twice as fast, and does where its slack takes a small part of the wanted width.
         """
-        size = self.gram.size
-        if width >= _SINGLE_FROM and size <= _SINGLE_SIZE:
-            self.single = self.single or self.gram.to(torch.float32)
-            slack = cholesky_slack(size, 2.0**-24)
-            if slack + self.single.error / goal_square <= _SINGLE_SHARE * 2 * width:
-                return self.single, torch.complex64, slack
-        return self.gram, torch.complex128, cholesky_slack(size)
+        rough = self.rough(width)
+        if rough is not self.gram:
+            slack = cholesky_slack(self.gram.size, 2.0**-24)
+            if slack + rough.error / goal_square <= _SINGLE_SHARE * 2 * width:
+                return rough, torch.complex64, slack
+        return self.gram, torch.complex128, cholesky_slack(self.gram.size)
+
+    def rough(self, width: float) -> Gram:
+        """Return the coefficients in single precision where that shows vectors well enough for a relative width."""
+        if width < _SINGLE_FROM or self.gram.size > _SINGLE_SIZE:
+            return self.gram
+        self.single = self.single or self.gram.to(torch.float32)
+        return self.single
 
     def matrices(self, cells: Cells, dtype: torch.dtype = torch.complex128, coefficients: Gram | None = None) -> Tensor:
         """Return G at the centres of cells, ``(M, n, n)``, in a precision."""
@@ -134,11 +154,12 @@ class _Work:
 
     def affords(self, count: int) -> bool:
         """Tell whether so many more evaluations are within the budget."""
-        return self.evaluations + count <= self.budget.evaluations and not self.late()
+        return self.evaluations + count <= self.share * self.budget.evaluations and not self.late()
 
     def late(self) -> bool:
         """Tell whether the time is up."""
-        return self.budget.seconds is not None and time.monotonic() - self.started > self.budget.seconds
+        seconds = self.budget.seconds
+        return seconds is not None and time.monotonic() - self.started > self.share * seconds
 
 
 def certify(
@@ -180,26 +201,46 @@ def certify_with_peak(
     """
     execution = execution or Execution()
     kernel = form.kernel.detach()
-    largest = float(kernel.abs().max()) if kernel.numel() else 0.0
+    largest = _largest(kernel)
     if largest == 0:
         return Interval(0.0, 0.0), None
     if not math.isfinite(largest):
         raise ComputationError("a weight is not finite")
-    exponent = power_of_two_scale(largest)
-    scaled = scale_by_power(kernel, -exponent).to(execution.torch_device)
+    scaled, exponent = _scaled(kernel, largest, execution)
     precision = storage(scaled, execution.memory)
     if precision is None:
         return _without_gram(scaled, exponent), None
     started = time.monotonic()
     with full_precision():
         coefficients = gram(scaled, precision)
-        work = _Work(
-            coefficients, execution, budget or Budget(), lambda peak: lower_bound(scaled, peak), started=started
-        )
+        work = _Work(coefficients, execution, budget or Budget(), lambda p: lower_bound(scaled, p), started=started)
         lower, upper = _interval(work, root_cells(form.degrees), tol)
+    return replace(_unscaled(lower, upper, exponent), evaluations=work.evaluations), work.peak
+
+
+def _largest(kernel: Tensor) -> float:
+    """Return the largest magnitude, NaN where there is one; a large kernel's magnitudes would be a copy of it."""
+    return max(abs(float(end)) for end in torch.aminmax(kernel)) if kernel.numel() else 0.0
+
+
+def _scaled(kernel: Tensor, largest: float, execution: Execution) -> tuple[Tensor, int]:
+    """Return a kernel with its largest entry near 1 on the device to compute on, and the power of two it lacks."""
+    exponent = power_of_two_scale(largest)
+    if abs(exponent) <= _NEAR and kernel.numel() * kernel.element_size() > _TO_COPY:
+        # Near enough for nothing to overflow or vanish, and a copy would take a large part of the memory.
+        exponent = 0
+    scaled = kernel if exponent == 0 else scale_by_power(kernel, -exponent)
+    return scaled.to(execution.torch_device), exponent
+
+
+def _unscaled(lower: float, upper: float, exponent: int) -> Interval:
+    """Return the interval of the kernel as it was given.
+
+    Raises:
+        ContradictionError: the ends exclude each other, which is a bug.
+    """
     _refuse_contradiction(lower, upper)
-    ends = unscale(lower, exponent, down=True), unscale(upper, exponent, down=False)
-    return Interval(*ends, evaluations=work.evaluations), work.peak
+    return Interval(unscale(lower, exponent, down=True), unscale(upper, exponent, down=False))
 
 
 def _refuse_contradiction(lower: float, upper: float) -> None:
@@ -310,7 +351,7 @@ def _interval(work: _Work, roots: Cells, tol: float) -> tuple[float, float]:
     # A first look at the groups that may have the largest norm; the proof finds what this misses.
     likely = np.argsort(-uppers)[: max(4, 64 // work.gram.size)]
     cells = roots.for_owners(likely)
-    lower = work.show(first_peak(work.gram, cells, work.execution, tol / 16))
+    lower = work.show(first_peak(work.rough(tol), cells, work.execution, tol / 2))
     work.evaluations += len(cells)
     live = np.flatnonzero(uppers > lower)
     if lower == 0 or not len(live):
@@ -321,7 +362,14 @@ def _interval(work: _Work, roots: Cells, tol: float) -> tuple[float, float]:
     if upper <= lower * (1 + tol):
         return lower, upper
     pending = roots.for_owners(live)
-    for target in _targets(work, roots, (lower, upper), tol, flat=flat):
+    if 1000 * work.gram.size**3 < 1e9 and not flat:
+        # A thousand evaluations are nothing: the last target is tried at once, and as a rule proved.
+        work.share = _AT_ONCE
+        goal, leaves = _prove(work, pending, _Goal(lower, tol))
+        if leaves is not None:
+            return goal.lower, min(upper, goal.upper)
+        lower, work.share = goal.lower, 1.0
+    for target in _targets(roots, upper / lower - 1, tol):
         goal, leaves = _prove(work, pending, _Goal(lower, target))
         lower = goal.lower
         if leaves is None:
@@ -344,22 +392,18 @@ class _Goal:
         return self.lower * (1 + self.width) * (1 - 2.0**-50)
 
 
-def _targets(work: _Work, roots: Cells, ends: tuple[float, float], tol: float, *, flat: bool) -> list[float]:
+def _targets(roots: Cells, width: float, tol: float) -> list[float]:
     """Return the relative widths to prove one after the other, the last being ``tol``.
 
-    Where a thousand evaluations are nothing, the last is tried at once. Elsewhere every target leaves a valid
-    interval behind for the case that the next one is beyond the budget, at a third of its cost, and for a nearly
-    flat symbol a floor, which makes all later ones cheap.
+    Each leaves a valid interval behind for the case that the next one is beyond the budget, at a third of its cost, and
+    for a nearly flat symbol a floor, which makes all later ones cheap.
     """
-    if 1000 * work.gram.size**3 < 1e9 and not flat:
-        return [tol]
-    lower, upper = ends
-    # The first target is one that the root cells meet as they are.
-    first = (1 + _EASY) / math.cos(roots.frame.radius / 2) - 1
-    widths = [tol]
-    while widths[-1] * _LADDER < first:
-        widths.append(widths[-1] * _LADDER)
-    return [*([first] if first < upper / lower - 1 and first > widths[-1] else []), *widths[::-1]]
+    # A generation of cells meets its target as it is where no centre lies far above the lower end: the gap falls
+    # fourfold when radii are halved.
+    generations = range(math.ceil(math.log(1 / tol, _LADDER)) + 1)
+    halves = [(math.ldexp(roots.frame.radius, -g - 1), _EASY / _LADDER**g) for g in generations]
+    widths = [(1 + easy) / math.cos(half) - 1 for half, easy in halves]
+    return [*(target for target in widths if 2 * tol < target < width), tol]
 
 
 def _coarse_uppers(work: _Work) -> tuple[NDArray[np.float64], float]:
@@ -371,20 +415,19 @@ def _coarse_uppers(work: _Work) -> tuple[NDArray[np.float64], float]:
     """
     coefficients = work.gram
     n = coefficients.size
-    constant = coefficients.even[0].to(torch.float64).norm(dim=-1) * (1 + n * n * DOUBLE)
-    others = torch.zeros_like(constant)
-    for even, odd in zip(coefficients.even[1:], coefficients.odd, strict=True):
-        others += torch.hypot(even.to(torch.float64).norm(dim=-1), odd.to(torch.float64).norm(dim=-1))
+    even, odd = coefficients.norms
+    constant, others = even[0].copy(), np.hypot(even[1:], odd).sum(0)
     # The eigenvalue costs more than all else here: only where the constant term dominates.
-    worth = torch.nonzero(others < constant).flatten()
+    worth = np.flatnonzero(others < constant)
     if len(worth):
-        constant[worth] = eigenvalue_upper(coefficients.even[0, worth].to(torch.float64).view(-1, n, n))
-    slack = 1 + 4 * (n * n + len(coefficients.lags) + 8) * DOUBLE
-    bounds = ((constant + others * slack) * (1 + 8 * DOUBLE) + coefficients.error).clamp(min=0).sqrt()
+        matrices = coefficients.even[0, torch.from_numpy(worth).to(coefficients.even.device)]
+        constant[worth] = eigenvalue_upper(matrices.to(torch.float64).view(-1, n, n)).cpu().numpy()
+    slack = 1 + gamma(len(coefficients.lags) + 8)
+    bounds = np.sqrt(np.maximum((constant + others * slack) * (1 + 8 * DOUBLE) + coefficients.error, 0.0))
     work.evaluations += coefficients.groups
-    means = coefficients.even[0].view(-1, n, n).diagonal(dim1=1, dim2=2).to(torch.float64).mean(-1)
-    wave = float((others / means.clamp(min=1e-290)).max())
-    return np.minimum(np.nextafter(bounds.cpu().numpy() * (1 + 8 * DOUBLE), math.inf), work.ceiling), wave
+    means = coefficients.even[0, :, :: n + 1].to(torch.float64).mean(-1).cpu().numpy()
+    wave = float((others / np.maximum(means, 1e-290)).max())
+    return np.minimum(np.nextafter(bounds * (1 + 8 * DOUBLE), math.inf), work.ceiling), wave
 
 
 def _constant_peak(work: _Work, group: int) -> Peak:
@@ -418,7 +461,7 @@ def _prove(work: _Work, pending: Cells, goal: _Goal) -> tuple[_Goal, Cells | Non
         if len(pending):
             many = len(pending) > max(_FEW, expected // 3)
             if many or bool((limits[~proven] > goal.lower**2).any()):
-                goal = _higher(work, pending, goal)
+                goal = _higher(work, pending, goal, limits[~proven])
             pending = pending.split()
     return goal, leaves
 
@@ -430,10 +473,10 @@ def _cut_hopeless(work: _Work, cells: Cells, goal: _Goal) -> Cells:
     """
     if work.peak is None or work.gram.size == 1:
         return cells
-    polynomial = quotient(work.gram, work.peak)
+    polynomial = quotient(work.rough(goal.width), work.peak)
     done = cells.take(slice(0, 0))
     while len(cells):
-        values, limits = polynomial.at(work.gram.phases(*cells.fractions())), _thresholds(work, cells, goal)
+        values, limits = polynomial.at(cells.frequencies()), _thresholds(work, cells, goal)
         hopeless = (values > limits) & (limits <= goal.lower**2) & (cells.owners == work.peak.group)
         done, cells = concatenate(done, cells.take(~hopeless)), cells.take(hopeless)
         if len(cells) > _MANY or not work.affords(len(done) + 2 * len(cells)):
@@ -465,13 +508,15 @@ def _passes(work: _Work, cells: Cells, limits: NDArray[np.float64], width: float
         if coefficients.size == 1:
             proven = matrices[:, 0, 0].real <= thresholds
         else:
-            proven, bound = prove_below(matrices, thresholds)
+            proven, bound = prove_below(matrices, thresholds, overwrite=True)
             proven &= bound <= most
         return np.asarray(proven.cpu().numpy())
 
     work.evaluations += len(cells)
     parts = coefficients.parts(len(cells), work.execution)
-    results = [test(parts[0])] if len(parts) == 1 else list(work.execution.map(test, parts))
+    # BLAS shares one large matrix among its threads: a matrix a thread would take more memory.
+    alone = len(parts) == 1 or coefficients.size > _ALONE
+    results = [test(part) for part in parts] if alone else list(work.execution.map(test, parts))
     return np.concatenate(results)
 
 
@@ -479,13 +524,36 @@ class _OutOfTimeError(Exception):
     """The budget of time ended within a batch."""
 
 
-def _higher(work: _Work, failed: Cells, goal: _Goal) -> _Goal:
+def _higher(work: _Work, failed: Cells, goal: _Goal, limits: NDArray[np.float64]) -> _Goal:
     """Climb from the most promising failed cell; return the goal moved up, or as it was."""
     some = failed.take(slice(0, max(1, 64 * 64**3 // work.gram.size**3)))
-    best = max(look(work.gram, some, steps=8), key=lambda peak: peak.value)
+    rough = work.rough(goal.width)
+    best = look(rough, some, steps=8, most=1)
     work.evaluations += len(some)
-    reached = work.show(climb(work.gram, [best], goal.width / 16)[0])
+    reached = work.show(climb(rough, best, goal.width / 2)[0])
+    wrong = np.flatnonzero(limits > max(goal.lower, reached) ** 2)
+    if len(wrong):
+        # Small Krylov spaces miss a peak among many nearly equal singular values, as a clipped kernel has them. But the
+        # failures say that these matrices have eigenvalues above their limits: until they show, no cell there passes.
+        spread = np.zeros(len(failed), dtype=np.bool_)
+        spread[wrong[:: -(-len(wrong) // _DIAGONALISED)]] = True
+        chosen = failed.take(spread)
+        reached = max(reached, work.show(climb(rough, [_leading(work, chosen)], goal.width / 2)[0]))
+        work.evaluations += len(chosen)
     return replace(goal, lower=max(goal.lower, reached))
+
+
+def _leading(work: _Work, cells: Cells) -> Peak:
+    """Return the largest of the leading eigenpairs at the centres of a few cells, by all means."""
+    matrices = work.matrices(cells)
+    if work.gram.size <= _DENSE_SIZE:
+        values, vectors = torch.linalg.eigh(matrices)
+        values, vectors = values[:, -1], vectors[..., -1:]
+    else:
+        starts = torch.stack([peak.vector for peak in look(work.gram, cells, steps=8)]).to(matrices)
+        values, vectors = leading_vectors(matrices, starts, restarts=16, steps=16)
+    best = int(values.argmax())
+    return Peak(cells.frequencies()[best], int(cells.owners[best]), vectors[best], float(values[best]))
 
 
 def _floor(work: _Work, leaves: Cells, upper: float) -> float:

@@ -28,10 +28,14 @@ __all__ = ["Gram", "Phases", "gram", "storage"]
 
 _WORTH_A_THREAD = 256 * 64**3
 """Work, as points times size cubed, below which handing a part to a thread costs more than it saves."""
-_ONE_PRODUCT = 320
+_ONE_PRODUCT = 448
 """Channels times taps up to which one product over all pairs of taps beats one product a lag."""
 _MOST_PAIRS = 1 << 24
 """Numbers that such a product may have."""
+_TO_COPY = 128 << 20
+"""Bytes of a kernel up to which all its taps are copied."""
+_TOGETHER = 1 << 22
+"""Entries of coefficients that are looked at in one go: a cast of all of them would double the memory."""
 _TRIGONOMETRY = 16 * DOUBLE
 """Error of a computed cosine or sine of 2 pi r / D with integers |r| <= D / 2: the angle errs by less than 3 pi u (the
 factor by 2 roundings, the product by one, of at most pi), the functions by 1 ulp."""
@@ -83,27 +87,28 @@ class Gram:
         if dtype == self.even.dtype:
             return self
         unit = float(torch.finfo(dtype).eps) / 2
-        rounded = Gram(self.even.to(dtype), self.odd.to(dtype), self.lags, 0.0, self.size)
-        return replace(rounded, error=self.error + rounded.mass() * 2 * unit + rounded.forming())
+        # Rounded coefficients are larger by a factor of 1 + u at most.
+        mass = self.mass() * (1 + 2 * unit)
+        error = self.error + mass * 2 * unit + self._forming(mass, unit)
+        return Gram(self.even.to(dtype), self.odd.to(dtype), self.lags, error * (1 + 16 * DOUBLE), self.size)
+
+    @cached_property
+    def norms(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Bounds on the Frobenius norms of the even ``(1 + L, G)`` and the odd ``(L, G)`` coefficients."""
+        return _frobenius(self.even), _frobenius(self.odd)
 
     def mass(self) -> float:
         """Return a bound on the Frobenius norm of the sum of the coefficients' magnitudes, in any group."""
-        return self._mass
-
-    @cached_property
-    def _mass(self) -> float:
-        """Return a bound on the Frobenius norm of the sum of the coefficients' magnitudes, in any group."""
-        total = torch.zeros_like(self.even[0])
-        for coefficient in (*self.even, *self.odd):
-            total += coefficient.abs()
-        unit = float(torch.finfo(total.dtype).eps) / 2
-        largest = float(torch.linalg.vector_norm(total.to(torch.float64), dim=-1).max())
-        return largest * (1 + gamma(self.size**2 + 8)) * (1 + gamma(2 * len(self.lags) + 8, unit))
+        even, odd = self.norms
+        # By the triangle inequality.
+        return float((even.sum(0) + odd.sum(0)).max(initial=0.0)) * (1 + gamma(2 * len(self.lags) + 8))
 
     def forming(self) -> float:
         """Return a bound on what the products, sums and rounded phases of :meth:`at` add to the error."""
-        unit = float(torch.finfo(self.even.dtype).eps) / 2
-        return self.mass() * (math.sqrt(2) * (gamma(len(self.lags) + 4, unit) + _TRIGONOMETRY) + 3 * unit)
+        return self._forming(self.mass(), float(torch.finfo(self.even.dtype).eps) / 2)
+
+    def _forming(self, mass: float, unit: float) -> float:
+        return mass * (math.sqrt(2) * (gamma(len(self.lags) + 4, unit) + _TRIGONOMETRY) + 3 * unit)
 
     def phases(self, numerators: NDArray[np.int64], denominators: tuple[int, ...]) -> Phases:
         """Return cosines and sines of l.w at frequencies w = 2 pi numerators / denominators.
@@ -173,14 +178,13 @@ def gram(kernel: Tensor, dtype: torch.dtype = torch.float64) -> Gram:
         kernel: ``(G, O, I, *K)`` float64 in normal form, entries at most about 1 in magnitude.
         dtype: in which the coefficients are stored and points are evaluated.
     """
-    # Positions of taps first, so that a lag is a pair of slices.
-    taps = kernel if kernel.shape[2] <= kernel.shape[1] else kernel.transpose(1, 2)
-    size, long, extent = taps.shape[2], taps.shape[1], tuple(taps.shape[3:])
-    taps = taps.permute(0, *range(3, taps.ndim), 1, 2).contiguous()
+    kernel = kernel if kernel.shape[2] <= kernel.shape[1] else kernel.transpose(1, 2)
+    long, size, extent = kernel.shape[1], kernel.shape[2], tuple(kernel.shape[3:])
+    taps = _Taps(kernel)
     lags = _half_lags(extent)
     even, odd = _coefficients(taps, lags, dtype)
-    result = Gram(even, odd, np.array(lags, dtype=np.int64).reshape(len(lags), len(extent)), 0.0, size)
-    magnitude = taps.abs().flatten(1, -3).sum(1)
+    result = Gram(even, odd, _lag_array(extent), 0.0, size)
+    magnitude = taps.magnitude()
     product = torch.minimum(magnitude.square().sum((-1, -2)), magnitude.sum(-1).amax(-1) * magnitude.sum(-2).amax(-1))
     count = math.prod(extent)
     # C_l by inner products of length at most long * count; their sum over all lags is at most |K|^T |K|.
@@ -191,6 +195,49 @@ def gram(kernel: Tensor, dtype: torch.dtype = torch.float64) -> Gram:
     return replace(result, error=error)
 
 
+class _Taps:
+    """The taps of a kernel ``(G, long, n, *K)``, one ``(G, long, n)`` each.
+
+    Copied together, positions first, where that is affordable; a large kernel is a large part of the memory, and its
+    taps are gathered when they are needed.
+    """
+
+    def __init__(self, kernel: Tensor) -> None:
+        self.extent = tuple(kernel.shape[3:])
+        self._ready = kernel.numel() * kernel.element_size() <= _TO_COPY
+        taps = kernel.permute(0, *range(3, kernel.ndim), 1, 2)
+        self.all = taps.contiguous() if self._ready else taps
+
+    def __call__(self, position: tuple[int, ...]) -> Tensor:
+        place: tuple[slice | int, ...] = (slice(None), *position)
+        return self.all[place] if self._ready else self.all[place].contiguous()
+
+    def magnitude(self) -> Tensor:
+        """Return the sum of the magnitudes of all taps, ``(G, long, n)``."""
+        if self._ready:
+            return self.all.abs().flatten(1, -3).sum(1)
+        total = torch.zeros_like(self((0,) * len(self.extent)))
+        for position in itertools.product(*map(range, self.extent)):
+            total += self(position).abs()
+        return total
+
+
+def _frobenius(coefficients: Tensor) -> NDArray[np.float64]:
+    """Return bounds on the Frobenius norms ``(L, G)`` of coefficients ``(L, G, n * n)``, formed in float64."""
+    few = max(1, _TOGETHER // max(1, coefficients[:1].numel()))
+    norms = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64) for part in torch.split(coefficients, few)]
+    found = torch.cat(norms).cpu().numpy()
+    # A square below the smallest normal number may vanish.
+    slack = 1 + gamma(coefficients.shape[-1] + 8)
+    return np.asarray(found * slack + math.sqrt(coefficients.shape[-1] * torch.finfo(torch.float64).tiny))
+
+
+@lru_cache(maxsize=32)
+def _lag_array(extent: tuple[int, ...]) -> NDArray[np.int64]:
+    lags = _half_lags(extent)
+    return np.array(lags, dtype=np.int64).reshape(len(lags), len(extent))
+
+
 @lru_cache(maxsize=32)
 def _half_lags(extent: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return one of each pair of opposite nonzero lags: those whose first nonzero entry is positive."""
@@ -198,23 +245,23 @@ def _half_lags(extent: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [lag for lag in itertools.product(*(range(1 - k, k) for k in extent)) if lag > zero]
 
 
-def _coefficients(taps: Tensor, lags: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the even ``(1 + L, G, n * n)`` and odd ``(L, G, n * n)`` coefficients of taps ``(G, *K, long, n)``."""
-    groups, size = taps.shape[0], taps.shape[-1]
-    even = taps.new_empty(1 + len(lags), groups, size * size, dtype=dtype)
-    odd = taps.new_empty(len(lags), groups, size * size, dtype=dtype)
-    width = math.prod(taps.shape[1:-2]) * size
+def _coefficients(taps: _Taps, lags: list[tuple[int, ...]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the even ``(1 + L, G, n * n)`` and odd ``(L, G, n * n)`` coefficients of taps."""
+    groups, size = taps.all.shape[0], taps.all.shape[-1]
+    even = taps.all.new_empty(1 + len(lags), groups, size * size, dtype=dtype)
+    odd = taps.all.new_empty(len(lags), groups, size * size, dtype=dtype)
+    width = math.prod(taps.extent) * size
     if width <= _ONE_PRODUCT and groups * width**2 <= _MOST_PAIRS:
-        total = _all_correlations(taps, len(lags))
+        total = _all_correlations(taps.all, len(lags))
         opposite = total[1:].mT
         torch.cat([total[:1], total[1:] + opposite], out=even.view(-1, groups, size, size))
         torch.sub(total[1:], opposite, out=odd.view(-1, groups, size, size))
         return even, odd
-    even[0] = _correlation(taps, (0,) * (taps.ndim - 3)).flatten(1)
+    even[0] = _correlation(taps, (0,) * len(taps.extent)).flatten(1)
     for index, lag in enumerate(lags):
         coefficient = _correlation(taps, lag)
-        even[1 + index] = (coefficient + coefficient.mT).flatten(1)
-        odd[index] = (coefficient - coefficient.mT).flatten(1)
+        torch.add(coefficient, coefficient.mT, out=even[1 + index].view(groups, size, size))
+        torch.sub(coefficient, coefficient.mT, out=odd[index].view(groups, size, size))
     return even, odd
 
 
@@ -238,10 +285,13 @@ def _lag_of_pairs(extent: tuple[int, ...]) -> NDArray[np.int64]:
     return np.array([position.get(lag, len(position)) for lag in lags], dtype=np.int64)
 
 
-def _correlation(taps: Tensor, lag: tuple[int, ...]) -> Tensor:
-    """Return sum_k K_k^T K_(k + lag) of taps ``(G, *K, long, n)``: ``(G, n, n)``."""
-    first = tuple(slice(max(0, -step), min(k, k - step)) for step, k in zip(lag, taps.shape[1:-2], strict=True))
-    second = tuple(slice(max(0, step), min(k, k + step)) for step, k in zip(lag, taps.shape[1:-2], strict=True))
-    groups, size = taps.shape[0], taps.shape[-1]
-    here, there = (slice(None), *first), (slice(None), *second)
-    return taps[here].reshape(groups, -1, size).mT @ taps[there].reshape(groups, -1, size)
+def _correlation(taps: _Taps, lag: tuple[int, ...]) -> Tensor:
+    """Return sum_k K_k^T K_(k + lag): ``(G, n, n)``."""
+    axes = zip(lag, taps.extent, strict=True)
+    places = itertools.product(*(range(max(0, -step), min(count, count - step)) for step, count in axes))
+    groups, size = taps.all.shape[0], taps.all.shape[-1]
+    total = taps.all.new_zeros(groups, size, size)
+    for here in places:
+        there = tuple(k + step for k, step in zip(here, lag, strict=True))
+        total.baddbmm_(taps(here).mT, taps(there))
+    return total

@@ -9,7 +9,8 @@ core (AMD Zen 5, torch 2.13, numpy 2.4, complex128): below 64 rows torch takes 0
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +20,17 @@ from torch import Tensor
 from convsv.errors import ComputationError
 from convsv.execution import numpy_keeps_to_one_thread, one_thread_a_call
 
-__all__ = ["eigenvalue_error", "eigenvalues", "singular_value_error", "singular_values"]
+__all__ = [
+    "decomposition",
+    "eigenpairs",
+    "eigenvalue_error",
+    "eigenvalues",
+    "singular_value_error",
+    "singular_values",
+]
+
+_Failures: TypeAlias = tuple[type[Exception], ...]
+_FAILURES: _Failures = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 _NUMPY_FROM = 64
 """Rows and columns from which numpy's LAPACK is the faster one."""
@@ -49,7 +60,7 @@ def singular_values(matrices: Tensor) -> Tensor:
         values = _svdvals(matrices)
         if torch.isfinite(values).all():
             return values
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+    except _FAILURES:
         pass
     flat = matrices.detach().reshape(-1, rows, columns).cpu()
     rescued = torch.stack([_one_by_one(matrix) for matrix in flat]).to(matrices.device)
@@ -91,9 +102,48 @@ def eigenvalues(hermitian: Tensor) -> Tensor:
                 return torch.from_numpy(np.linalg.eigvalsh(hermitian.detach().numpy()))
         found: Tensor = torch.linalg.eigvalsh(hermitian)
         return found
-    except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+    except _FAILURES:
         real = torch.empty(0, dtype=hermitian.dtype).real.dtype
         return torch.full(hermitian.shape[:-1], torch.nan, dtype=real, device=hermitian.device)
+
+
+def eigenpairs(hermitian: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors of each matrix; not for what is to be certified.
+
+    On Gram matrices of trained layers torch's LAPACK was seen to give up in single precision. Where it does, numpy's
+    takes over, in double precision.
+
+    Args:
+        hermitian: ``(..., n, n)``, real symmetric or complex Hermitian, finite; one triangle is read.
+
+    Returns:
+        ``(..., n)``, real and in ascending order, and ``(..., n, n)`` with the vectors in columns.
+
+    Raises:
+        ComputationError: neither succeeds; a non-finite entry is the usual cause.
+    """
+    values, vectors = _rescued(torch.linalg.eigh, np.linalg.eigh, hermitian)
+    return values, vectors
+
+
+def decomposition(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the singular value decomposition of each matrix, as :func:`eigenpairs`; not for what is to be certified.
+
+    Args:
+        matrices: ``(..., m, n)``, real or complex, finite.
+
+    Returns:
+        With k = min(m, n): ``(..., m, k)``, the values ``(..., k)`` in descending order, and ``(..., k, n)``.
+
+    Raises:
+        ComputationError: neither LAPACK succeeds; a non-finite entry is the usual cause.
+    """
+    left, values, right = _rescued(
+        lambda dense: torch.linalg.svd(dense, full_matrices=False),
+        lambda dense: np.linalg.svd(dense, full_matrices=False),
+        matrices,
+    )
+    return left, values, right
 
 
 def eigenvalue_error(size: int, dtype: torch.dtype) -> float:
@@ -108,6 +158,31 @@ def eigenvalue_error(size: int, dtype: torch.dtype) -> float:
     """
     slack = 8 * size * float(torch.finfo(dtype).eps)
     return slack / (1 - slack)
+
+
+def _rescued(
+    first: Callable[[Tensor], Sequence[Tensor]], second: Callable[[Any], Sequence[Any]], matrices: Tensor
+) -> Sequence[Tensor]:
+    """Return what torch finds, or else numpy in double precision; in the dtype and on the device of the matrices.
+
+    Raises:
+        ComputationError: neither finds finite numbers.
+    """
+    try:
+        found = first(matrices)
+        if all(bool(torch.isfinite(part).all()) for part in found):
+            return found
+    except _FAILURES:
+        pass
+    wide = torch.complex128 if matrices.is_complex() else torch.float64
+    try:
+        rescued = [torch.from_numpy(part) for part in second(matrices.detach().to("cpu", wide).numpy())]
+    except _FAILURES as error:
+        raise ComputationError("a matrix decomposition failed", found=str(error)) from error
+    if not all(bool(torch.isfinite(part).all()) for part in rescued):
+        raise ComputationError("a matrix decomposition failed", found="NaN or infinite entries")
+    real = torch.empty(0, dtype=matrices.dtype).real.dtype
+    return [part.to(matrices.device, matrices.dtype if part.is_complex() else real) for part in rescued]
 
 
 def _svdvals(matrices: Tensor) -> Tensor:

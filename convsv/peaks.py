@@ -9,7 +9,8 @@ certifies for it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from convsv.cells import Cells
 from convsv.execution import Execution
-from convsv.gram import Gram, Phases
+from convsv.gram import Gram
 from convsv.rounding import Precision, above, below, gamma
 from convsv.symbol import symbol, symbol_error
 
@@ -31,9 +32,14 @@ __all__ = [
     "look",
     "lower_bound",
     "quotient",
+    "quotients",
     "right_vector",
     "upper_bound",
 ]
+
+
+_PATIENCE = 4.0
+"""A way that so many times its last gain does not make the highest is left."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +75,23 @@ def leading_vectors(hermitian: Tensor, start: Tensor, restarts: int = 2, steps: 
     if size == 1:
         return hermitian[:, 0, 0].real.clone(), torch.ones_like(start)
     vector = start / torch.linalg.vector_norm(start, dim=-2, keepdim=True)
-    values = vector.new_zeros(vector.shape[0]).real
+    values = vector.real
+    # Over a bound of the norm no power grows, also where a matrix is nothing but rounding in single precision.
+    largest = hermitian.abs().amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
+    shrink = 1 / largest / size
     for _ in range(restarts):
         space = [vector]
         for _ in range(min(steps, size) - 1):
-            # Not normalised: the orthogonalisation below does not mind, and entries near 1 cannot overflow so soon.
-            space.append(hermitian @ space[-1])
+            space.append(_image(hermitian, space[-1]) * shrink)
         basis = torch.linalg.qr(torch.cat(space, -1))[0]
-        ritz, combination = torch.linalg.eigh(basis.mH @ (hermitian @ basis))
-        values, vector = ritz[:, -1], basis @ combination[..., -1:]
+        ritz, combination = torch.linalg.eigh(torch.bmm(basis.mH, torch.bmm(hermitian, basis)))
+        values, vector = ritz[:, -1], torch.bmm(basis, combination[..., -1:])
     return values, vector
+
+
+def _image(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return the products of a batch of matrices and vectors: batched BLAS is slow with one column."""
+    return (matrices * vectors.mT).sum(-1, keepdim=True) if len(matrices) > 1 else torch.bmm(matrices, vectors)
 
 
 def climb(coefficients: Gram, starts: list[Peak], precision: float, rounds: int = 20) -> list[Peak]:
@@ -87,43 +100,56 @@ def climb(coefficients: Gram, starts: list[Peak], precision: float, rounds: int 
     Args:
         coefficients: the Gram symbol.
         starts: where to begin.
-        precision: relative gain of the norm, for every peak, below which to stop.
+        precision: relative gain of the norm, on every way that may still lead highest, below which to stop.
         rounds: most alternations.
 
     Returns:
-        The best found on each way, in the order of the starts.
+        The best found on each way, in the order of the starts. A way that falls behind is left.
     """
-    groups = np.array([peak.group for peak in starts])
-    frequencies = np.stack([peak.frequency for peak in starts])
-    vectors = torch.stack([peak.vector for peak in starts])
+    on, groups = np.arange(len(starts)), np.array([peak.group for peak in starts])
+    frequencies, vectors = np.stack([peak.frequency for peak in starts]), torch.stack([peak.vector for peak in starts])
     best: list[Peak] = []
+    before = np.full(len(starts), -math.inf)
     for _ in range(rounds):
         values, vectors = _best_vectors(coefficients, frequencies, vectors, groups)
-        now = [Peak(w, p.group, v, x) for w, p, v, x in zip(frequencies, starts, vectors, values, strict=True)]
-        gains = [new.value - old.value for new, old in zip(now, best, strict=True)] if best else [math.inf]
-        best = [max(pair, key=_value) for pair in zip(best, now, strict=True)] if best else now
-        if max(gains) <= precision * max(values):
+        now = [Peak(w, g, v, x) for w, g, v, x in zip(frequencies, groups.tolist(), vectors, values, strict=True)]
+        best = best or now
+        for way, peak in zip(on, now, strict=True):
+            best[way] = max(best[way], peak, key=_value)
+        gains, top = np.array(values) - before, max(map(_value, best))
+        promising = (gains > 2 * precision * top) & (values + _PATIENCE * gains > top)
+        if not promising.any():
             break
-        frequencies = np.stack([_best_frequency(quotient(coefficients, peak), peak.frequency) for peak in now])
-    return best
+        kept = np.flatnonzero(promising)
+        on, groups, before, vectors = on[kept], groups[kept], values[kept], vectors[kept]
+        frequencies = _best_frequencies(quotients(coefficients, vectors, groups), frequencies[kept])
+    double = torch.complex128 if vectors.is_complex() else torch.float64
+    return [replace(peak, vector=peak.vector.to(double)) for peak in best]
 
 
-def look(coefficients: Gram, cells: Cells, steps: int = 4) -> list[Peak]:
+def look(coefficients: Gram, cells: Cells, steps: int = 4, most: int | None = None) -> list[Peak]:
     """Return a rough peak at the centre of every cell: one batch, so not for more cells than fit into memory.
 
     Args:
         coefficients: the Gram symbol.
         cells: where to look.
         steps: dimension of the Krylov spaces.
+        most: how many to return, the highest ones; None for all, in the order of the cells.
     """
     matrices = coefficients.at(coefficients.phases(*cells.fractions()), cells.owners)
-    # A vector with no structure of its own, and the same for everybody.
-    angles = torch.arange(1, coefficients.size + 1, dtype=torch.float64, device=matrices.device).square() * 0.7
-    start = torch.polar(torch.ones_like(angles), angles)[None, :, None]
-    start = (start if matrices.is_complex() else start.real).expand(len(matrices), -1, 1)
-    values, vectors = leading_vectors(matrices, start.to(matrices.dtype), restarts=1, steps=steps)
-    items = zip(cells.frequencies(), cells.owners.tolist(), vectors, values.tolist(), strict=True)
-    return [Peak(frequency, group, vector, value) for frequency, group, vector, value in items]
+    start = _start(coefficients.size, is_complex=matrices.is_complex()).to(matrices).expand(len(matrices), -1, 1)
+    found, vectors = leading_vectors(matrices, start, restarts=1, steps=steps)
+    values = found.cpu().numpy().astype(np.float64)
+    chosen = np.arange(len(values)) if most is None else np.argsort(-values, kind="stable")[:most]
+    frequencies = cells.frequencies()
+    return [Peak(frequencies[i], int(cells.owners[i]), vectors[i], float(values[i])) for i in chosen.tolist()]
+
+
+@lru_cache(maxsize=16)
+def _start(size: int, *, is_complex: bool) -> Tensor:
+    """Return a vector ``(n, 1)`` with no structure of its own, the same for everybody."""
+    angles = torch.arange(1, size + 1, dtype=torch.float64).square() * 0.7
+    return (torch.polar(torch.ones_like(angles), angles) if is_complex else torch.cos(angles))[:, None]
 
 
 def first_peak(coefficients: Gram, cells: Cells, execution: Execution, precision: float) -> Peak:
@@ -136,38 +162,59 @@ def first_peak(coefficients: Gram, cells: Cells, execution: Execution, precision
         precision: as for :func:`climb`.
     """
     parts = coefficients.parts(len(cells), execution)
-    best = max((max(look(coefficients, cells.take(slice(*part))), key=_value) for part in parts), key=_value)
+    best = max((look(coefficients, cells.take(slice(*part)), most=1)[0] for part in parts), key=_value)
     return climb(coefficients, [best], precision)[0]
 
 
 def quotient(coefficients: Gram, peak: Peak) -> Polynomial:
     """Return the Rayleigh quotient of a peak's vector as a polynomial in the frequency."""
-    outer = (peak.vector.conj() @ peak.vector.mT).flatten()
-    even = (coefficients.even[:, peak.group] @ outer.real.to(coefficients.even)).cpu().numpy()
-    odd = np.zeros(len(even) - 1)
-    if outer.is_complex():
-        odd = (coefficients.odd[:, peak.group] @ outer.imag.to(coefficients.odd)).cpu().numpy()
+    together = quotients(coefficients, peak.vector[None], np.array([peak.group]))
+    return Polynomial(together.even[0], together.odd[0], together.lags)
+
+
+def quotients(coefficients: Gram, vectors: Tensor, groups: NDArray[np.int64]) -> Polynomial:
+    """Return the Rayleigh quotients of vectors ``(M, n, 1)`` in their groups, a row each."""
+    outer = (vectors.conj() * vectors.mT).flatten(1)
+    parts = torch.view_as_real(outer) if outer.is_complex() else outer[..., None]
+    even = _products(coefficients.even, parts[..., 0], groups)
+    odd = _products(coefficients.odd, parts[..., -1], groups) if outer.is_complex() else np.zeros_like(even[:, 1:])
     return Polynomial(even, odd, coefficients.lags.astype(np.float64))
+
+
+def _products(coefficients: Tensor, outer: Tensor, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the inner products ``(M, L)`` of coefficients ``(L, G, n * n)`` with a real matrix of each group."""
+    outer = outer.to(coefficients)
+    if len(outer) == 1:
+        return np.asarray(torch.mv(coefficients[:, int(groups[0])], outer[0])[None].cpu().numpy(), dtype=np.float64)
+    chosen = coefficients[:, torch.from_numpy(groups).to(coefficients.device)]
+    return np.asarray(torch.einsum("mk,lmk->ml", outer, chosen).cpu().numpy(), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """A real trigonometric polynomial: p(w) = sum_l even_l cos(l.w) - odd_l sin(l.w), lag 0 first in ``even``."""
+    """Real trigonometric polynomials: p(w) = sum_l even_l cos(l.w) - odd_l sin(l.w), lag 0 first in ``even``.
+
+    One, of coefficients ``(1 + L,)`` and ``(L,)``, or a row each.
+    """
 
     even: NDArray[np.float64]
     odd: NDArray[np.float64]
     lags: NDArray[np.float64]
 
-    def at(self, phases: Phases) -> NDArray[np.float64]:
-        """Return the values at points with these phases."""
-        return np.asarray(phases[0] @ self.even - phases[1] @ self.odd)
+    def at(self, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the values of one polynomial at frequencies ``(M, d)``."""
+        angles = frequencies @ self.lags.T
+        return np.asarray(self.even[0] + np.cos(angles) @ self.even[1:] - np.sin(angles) @ self.odd)
 
-    def derivatives(self, frequency: NDArray[np.float64]) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """Return value, gradient and Hessian at one frequency."""
-        angles = self.lags @ frequency
+    def derivatives(
+        self, frequency: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return value, gradient and Hessian at one frequency ``(d,)``, or of each row at its own."""
+        angles = frequency @ self.lags.T
         cosines, sines = np.cos(angles), np.sin(angles)
-        wave, slope = self.even[1:] * cosines - self.odd * sines, -self.even[1:] * sines - self.odd * cosines
-        return float(self.even[0] + wave.sum()), self.lags.T @ slope, -(self.lags.T * wave) @ self.lags
+        wave, slope = self.even[..., 1:] * cosines - self.odd * sines, -self.even[..., 1:] * sines - self.odd * cosines
+        hessian = (wave[..., None, :] * -self.lags.T) @ self.lags
+        return self.even[..., 0] + wave.sum(-1), slope @ self.lags, hessian
 
 
 def _value(peak: Peak) -> float:
@@ -176,27 +223,35 @@ def _value(peak: Peak) -> float:
 
 def _best_vectors(
     coefficients: Gram, frequencies: NDArray[np.float64], vectors: Tensor, groups: NDArray[np.int64]
-) -> tuple[list[float], Tensor]:
+) -> tuple[NDArray[np.float64], Tensor]:
     angles = frequencies @ coefficients.lags.T
-    cosines = np.concatenate([np.ones((len(angles), 1)), np.cos(angles)], 1)
+    cosines = np.ones((len(angles), 1 + angles.shape[1]))
+    np.cos(angles, out=cosines[:, 1:])
     matrices = coefficients.at((cosines, np.sin(angles)), groups)
     values, vectors = leading_vectors(matrices, vectors.to(matrices.dtype), restarts=1, steps=6)
-    return values.tolist(), vectors
+    return values.cpu().numpy().astype(np.float64), vectors
 
 
-def _best_frequency(polynomial: Polynomial, frequency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Maximise a polynomial by damped Newton steps from a given frequency."""
-    here = frequency
-    current, gradient, hessian = polynomial.derivatives(here)
+def _best_frequencies(polynomials: Polynomial, frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Maximise polynomials by damped Newton steps, each from its frequency."""
+    here = frequencies
+    current, gradient, hessian = polynomials.derivatives(here)
     for _ in range(2):
         values, axes = np.linalg.eigh(-hessian)
         # Uphill whatever the signs of the curvature; axes of degree 0 have neither slope nor curvature.
-        step = axes @ ((axes.T @ gradient) / np.maximum(np.abs(values), 1e-12 * max(np.abs(values).max(), 1e-300)))
-        step *= min(1.0, 0.5 / max(float(np.abs(step).max()), 1e-300))
-        new, gradient, hessian = polynomial.derivatives(here + step)
-        if new <= current:
+        sizes = np.abs(values)
+        sizes = np.maximum(sizes, 1e-12 * np.maximum(sizes.max(-1, keepdims=True), 1e-300))
+        step = ((gradient[:, None] @ axes / sizes[:, None]) @ axes.swapaxes(1, 2))[:, 0]
+        step *= np.minimum(1.0, 0.5 / np.maximum(np.abs(step).max(-1, keepdims=True), 1e-300))
+        there = here + step
+        new, slope, curvature = polynomials.derivatives(there)
+        better = new > current
+        if not better.any():
             break
-        here, current = here + step, new
+        # A row that did not get better stays, and so does its next step.
+        here = np.where(better[:, None], there, here)
+        current, gradient = np.where(better, new, current), np.where(better[:, None], slope, gradient)
+        hessian = np.where(better[:, None, None], curvature, hessian)
     return np.mod(here, 2 * math.pi)
 
 

@@ -21,7 +21,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convsv.errors import ComputationError
@@ -98,13 +100,14 @@ def cholesky_slack(size: int, unit: float = DOUBLE) -> float:
     )
 
 
-def prove_below(hermitian: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+def prove_below(hermitian: Tensor, threshold: Tensor, *, overwrite: bool = False) -> tuple[Tensor, Tensor]:
     """Try to prove that the largest eigenvalues lie below thresholds.
 
     Args:
         hermitian: ``(B, n, n)``, real or complex, of any precision; only exact Hermitian symmetry is used, one
             triangle is read.
         threshold: ``(B,)`` float64.
+        overwrite: whether the matrices may be changed, which saves a copy.
 
     Returns:
         ``proven`` ``(B,)`` bool and ``bound`` ``(B,)`` float64: where ``proven``, lambda_max <= bound, which is the
@@ -115,25 +118,30 @@ def prove_below(hermitian: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """
     size = hermitian.shape[-1]
     precision = Precision.of(hermitian)
-    shifted = -hermitian
+    shifted = hermitian.neg_() if overwrite else -hermitian
     diagonal = shifted.diagonal(dim1=-2, dim2=-1)
     diagonal += threshold.to(diagonal.dtype)[:, None]
-    trace = diagonal.real.to(torch.float64).clamp(min=0).sum(-1)
+    # A number a matrix: numpy's calls are the cheaper ones.
+    traces = np.maximum(_real(diagonal), 0).sum(-1, dtype=np.float64)
     factor, info = torch.linalg.cholesky_ex(shifted)
     constant = precision.inner(size + 1)
     if shifted.device.type == "cpu":
-        slack = constant / (1 - constant) * trace if constant < 0.5 else torch.full_like(trace, math.inf)
-        finite = torch.isfinite(trace)
+        slack = constant / (1 - constant) * traces if constant < 0.5 else np.full_like(traces, math.inf)
     else:
-        slack = _residual_norm(shifted, factor, constant)
-        finite = torch.isfinite(slack)
+        slack = _residual_norm(shifted, factor, constant).cpu().numpy()
+    thresholds = threshold.cpu().numpy()
     # The shift: threshold cast to the working precision, and one subtraction an entry of the diagonal.
-    largest = torch.maximum(threshold.abs(), trace)
-    slack = slack + 4 * precision.unit * largest + 8 * size * size * precision.tiny
-    proven = (info == 0) & finite & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1).real).all(-1)
-    total = threshold + slack
+    slack = slack + 4 * precision.unit * np.maximum(np.abs(thresholds), traces) + 8 * size * size * precision.tiny
+    complete = (info.cpu().numpy() == 0) & np.isfinite(_real(factor.diagonal(dim1=-2, dim2=-1))).all(-1)
+    proven = complete & np.isfinite(slack)
+    total = thresholds + slack
     # Thresholds may be negative: rounding up is then towards zero.
-    return proven, total + total.abs() * (8 * DOUBLE) + size * 1e-300
+    bound = total + np.abs(total) * (8 * DOUBLE) + size * 1e-300
+    return torch.from_numpy(proven).to(shifted.device), torch.from_numpy(bound).to(shifted.device)
+
+
+def _real(diagonal: Tensor) -> NDArray[np.floating]:
+    return np.asarray(diagonal.real.cpu().numpy())
 
 
 def _residual_norm(matrix: Tensor, factor: Tensor, constant: float) -> Tensor:
@@ -218,7 +226,9 @@ def matrix_norm(matrix: Tensor) -> tuple[float, float]:
 
 
 def scale_by_power(tensor: Tensor, exponent: int) -> Tensor:
-    """Return ``tensor * 2**exponent``, in two steps so that no factor overflows; exact but for underflow."""
+    """Return ``tensor * 2**exponent``, in two steps where a factor might overflow; exact but for underflow."""
+    if abs(exponent) < 100:
+        return tensor * 2.0**exponent
     half = exponent // 2
     return tensor * 2.0**half * 2.0 ** (exponent - half)
 

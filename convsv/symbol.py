@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ __all__ = [
     "unit_roundoff",
 ]
 
+_TOGETHER = 1 << 22
+"""Entries of a kernel whose magnitudes are formed at one time."""
 _TRIGONOMETRY_ULPS = 4.0
 """Bound on the error of a computed (cos, sin) pair as a complex number, in units of 2^-53.
 
@@ -162,7 +165,10 @@ def symbol_error(kernel: Tensor) -> float:
     delta = 0.0 if taps == 1 else _gamma(dims + 2, double) * angle + _TRIGONOMETRY_ULPS * double
     if kernel.dtype != torch.float64 and taps > 1:
         delta += working
-    magnitudes = kernel.detach().abs().to(torch.float64).flatten(3).sum(-1)
+    # Some outputs at a time: the magnitudes of a large kernel would be a copy of it.
+    few = max(1, _TOGETHER // max(1, kernel[:, :1].numel()))
+    parts = torch.split(kernel.detach(), few, dim=1)
+    magnitudes = torch.cat([part.abs().to(torch.float64).flatten(3).sum(-1) for part in parts], 1)
     frobenius = float(torch.linalg.vector_norm(magnitudes, dim=(1, 2)).max()) if magnitudes.numel() else 0.0
     entries = math.prod(kernel.shape[1:3])
     smallest = torch.finfo(kernel.dtype).tiny
@@ -181,8 +187,13 @@ def _gamma(count: int, roundoff: float) -> float:
 
 
 def _tap_positions(kernel: Tensor) -> Tensor:
-    """Return the position of every tap, ``(P, d)`` int64, in the order of the flattened kernel."""
-    axes = [torch.arange(k, device=kernel.device) for k in kernel.shape[3:]]
+    """Return the position of every tap, ``(P, d)`` int64, in the order of the flattened kernel: to be read only."""
+    return _positions(tuple(kernel.shape[3:]), kernel.device)
+
+
+@lru_cache(maxsize=64)
+def _positions(extent: tuple[int, ...], device: torch.device) -> Tensor:
+    axes = [torch.arange(k, device=device) for k in extent]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
 
 

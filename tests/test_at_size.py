@@ -37,6 +37,7 @@ def route(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "by its symbol":
             patch.setattr(at_size, "_DENSE_SIDE", 0)
+            patch.setattr(at_size, "_DENSE_SIDE_IF_WIDE", 0)
         yield
 
 

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 import precise
 from cases import GRID, Case, kernels
 from convsv import certificate
-from convsv.cells import root_cells
+from convsv.cells import Cells, root_cells
 from convsv.certificate import Budget, certify, certify_smallest, certify_with_peak
 from convsv.errors import ComputationError
 from convsv.execution import Execution
 from convsv.gram import Gram, gram
-from convsv.peaks import Peak
+from convsv.peaks import Peak, look
 from convsv.results import Interval
 from convsv.symbol import NormalForm, normal_form
 
@@ -628,3 +628,50 @@ def test_the_result_does_not_depend_on_the_memory_that_may_be_used() -> None:
         for jobs, memory in ((1, 1 << 20), (1, 1 << 30), (2, 1 << 22))
     ]
     assert len({(i.lower, i.upper) for i in intervals}) == 1
+
+
+@pytest.mark.parametrize("power", [-16, -3, 0, 5, 16])
+@pytest.mark.parametrize("name", CONSISTENT)
+def test_a_kernel_too_large_to_copy_is_neither_scaled_nor_changed(
+    name: str, power: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = ADVERSARIES[name] / abs(ADVERSARIES[name]).max() * 2.0**power
+    monkeypatch.setattr(certificate, "scale_by_power", None)
+    monkeypatch.setattr("convsv.gram._TO_COPY", 0)
+    form = form_of(kernel[None])
+    monkeypatch.setattr(certificate, "_TO_COPY", 0)
+    interval, peak = certify_with_peak(form, 1e-3, execution=ONE_THREAD, budget=PATIENT)
+    np.testing.assert_array_equal(form.kernel[0].numpy(), kernel)
+    check_exactly(kernel, interval, peak, precise.supremum(kernel, {3: 64, 4: 16, 5: 8}[kernel.ndim]))
+    assert interval.width <= 1e-3
+
+
+def test_what_is_left_of_a_budget_narrows_the_interval() -> None:
+    # The width asked for is out of reach: nothing would be proved by trying it alone.
+    kernel = np.random.default_rng(1).standard_normal((8, 8, 3, 3))
+    widths = []
+    for evaluations in (20, 400, 1600):
+        found = interval_of(kernel, 1e-13, Budget(evaluations=evaluations))
+        assert found.evaluations <= 1.1 * evaluations + 64
+        widths.append(found.upper / found.lower - 1)
+    assert widths[0] > 2 * widths[1] > 4 * widths[2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_peak_that_no_search_finds_is_found_where_the_proof_fails(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with many nearly equal singular values: Krylov spaces stay below the peak by more than the width.
+    monkeypatch.setattr(certificate, "climb", lambda coefficients, starts, *_: starts)
+    monkeypatch.setattr(certificate, "look", short_sighted)
+    monkeypatch.setattr(certificate, "first_peak", lambda gram, cells, *_: short_sighted(gram, cells, most=1)[0])
+    kernel = torch.from_numpy(np.random.default_rng(seed).standard_normal((1, 6, 5, 3, 3)))
+    found = certify(NormalForm(kernel, (1, 1), (1, 1)), 1e-3, budget=Budget(evaluations=50_000))
+    assert found.upper <= found.lower * (1 + 1e-3)
+    grid = np.fft.fft2(kernel[0].numpy(), (64, 64)).transpose(2, 3, 0, 1)
+    highest = np.linalg.svd(grid, compute_uv=False).max()
+    assert found.lower <= highest * (1 + 1e-3)
+    assert found.upper >= highest
+
+
+def short_sighted(coefficients: Gram, cells: Cells, steps: int = 4, most: int | None = None) -> list[Peak]:
+    """A search whose vectors are no better than two steps make them."""
+    return look(coefficients, cells, min(steps, 2), most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -133,3 +134,31 @@ def test_parts_cover_all_points_within_the_memory() -> None:
 def test_the_same_precision_is_the_same_object() -> None:
     coefficients = gram(torch.ones(1, 2, 2, 3, dtype=torch.float64))
     assert coefficients.to(torch.float64) is coefficients
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (20, 30, 5, 5), (30, 20, 5, 5)], ids=str)
+def test_taps_that_are_gathered_one_by_one_have_the_same_coefficients(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = scaled(np.random.default_rng(3).standard_normal((2, *shape)))
+    given, copied = kernel.clone(), gram(kernel)
+    monkeypatch.setattr("convsv.gram._TO_COPY", 0)
+    gathered = gram(kernel)
+    assert torch.equal(kernel, given)
+    np.testing.assert_array_equal(gathered.lags, copied.lags)
+    for name in ("even", "odd"):
+        np.testing.assert_allclose(getattr(gathered, name), getattr(copied, name), rtol=0, atol=copied.error)
+    assert gathered.error == pytest.approx(copied.error, rel=1e-6)
+
+
+@given(st.data(), st.sampled_from(SHAPES))
+def test_norms_are_not_below_those_of_the_coefficients(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    kernel = data.draw(kernels((1, *shape)))
+    if not kernel.any():
+        return
+    for coefficients in (gram(scaled(kernel)), gram(scaled(kernel), torch.float32)):
+        for norms, stored in zip(coefficients.norms, (coefficients.even, coefficients.odd), strict=True):
+            for norm, entries in zip(norms[:, 0].tolist(), stored[:, 0].tolist(), strict=True):
+                assert norm**2 >= sum(Fraction(x) ** 2 for x in entries) * (1 - Fraction(1, 2**52))
+        total = (coefficients.even.abs().sum(0) + coefficients.odd.abs().sum(0)).double()
+        assert coefficients.mass() >= float(total.norm(dim=-1).max()) * (1 - 1e-6)

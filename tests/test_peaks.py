@@ -25,6 +25,7 @@ from convsv.peaks import (
     look,
     lower_bound,
     quotient,
+    quotients,
     right_vector,
     upper_bound,
 )
@@ -199,3 +200,45 @@ def test_the_quotient_is_the_square_of_what_the_vector_shows(shape: tuple[int, .
         ahead, behind = (polynomial.derivatives(peak.frequency + sign * step) for sign in (1, -1))
         assert gradient[axis] == pytest.approx((ahead[0] - behind[0]) / 2e-5, abs=1e-7)
         assert hessian[axis] == pytest.approx((ahead[1] - behind[1]) / 2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_quotients_of_several_vectors_are_those_of_each(shape: tuple[int, ...], groups: int) -> None:
+    kernel = random_kernel(shape, groups, 4)
+    coefficients, peaks = gram(kernel), [random_peak(shape, groups, seed) for seed in range(3)]
+    frequencies = np.stack([peak.frequency for peak in peaks])
+    together = quotients(coefficients, torch.stack([p.vector for p in peaks]), np.array([p.group for p in peaks]))
+    for row, peak in enumerate(peaks):
+        one = quotient(coefficients, peak)
+        assert one.at(frequencies)[row] == pytest.approx(float(stretch(kernel, peak) ** 2), rel=1e-10)
+        for whole, part in zip(together.derivatives(frequencies), one.derivatives(peak.frequency), strict=True):
+            np.testing.assert_allclose(whole[row], part, rtol=1e-12, atol=1e-12)
+
+
+def test_the_highest_looks_come_in_descending_order() -> None:
+    kernel, cells = random_kernel((3, 3, 3, 3)), root_cells((2, 2))
+    everything = sorted(look(gram(kernel), cells), key=lambda peak: -peak.value)
+    for few, peak in zip(look(gram(kernel), cells, most=4), everything[:4], strict=True):
+        assert few.value == peak.value
+
+
+def test_climbing_in_single_precision_ends_with_a_vector_in_double_precision() -> None:
+    kernel = random_kernel((4, 4, 3, 3))
+    double, single = gram(kernel), gram(kernel).to(torch.float32)
+    peak = first_peak(single, root_cells((2, 2)), ONE_THREAD, 1e-4)
+    assert peak.vector.dtype == torch.complex128
+    shown = lower_bound(kernel, peak)
+    assert shown == pytest.approx(
+        lower_bound(kernel, first_peak(double, root_cells((2, 2)), ONE_THREAD, 1e-4)), rel=2e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [2, 64])
+def test_a_symbol_that_vanishes_somewhere_is_looked_at(dtype: torch.dtype, channels: int) -> None:
+    # Taps that are all alike: at many cells nothing but rounding is left, at zero an eigenvalue as large as can be.
+    kernel = scaled(np.full((1, channels, channels, 3, 3), 0.8) * np.linspace(0.4, 1, channels)[:, None, None])
+    peak = first_peak(gram(kernel).to(dtype), root_cells((2, 2)), ONE_THREAD, 1e-4)
+    top = float(torch.linalg.matrix_norm(kernel.sum((-1, -2))[0], 2))
+    assert lower_bound(kernel, peak) == pytest.approx(top, rel=1e-3)

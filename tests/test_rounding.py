@@ -336,3 +336,14 @@ def test_inner_products_err_by_less_than_their_constant(is_complex: bool) -> Non
 
 def _exact(value: complex) -> tuple[Fraction, Fraction]:
     return Fraction(complex(value).real), Fraction(complex(value).imag)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_proof_in_the_matrices_own_memory_is_the_same_proof(dtype: torch.dtype) -> None:
+    batch = torch.stack([hermitian("random", 5, dtype, seed) for seed in range(6)])
+    thresholds = torch.linspace(0.0, 2.0, 6, dtype=torch.float64) * float(batch.abs().max())
+    kept = batch.clone()
+    plain = prove_below(batch, thresholds)
+    assert torch.equal(batch, kept)
+    for one, other in zip(plain, prove_below(batch, thresholds, overwrite=True), strict=True):
+        assert torch.equal(one, other)
