@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from convsv.at_size import any_size_copies, certify_at_size
+from convsv.at_size import any_size_copies
 from convsv.bounds import bounds_of
-from convsv.certificate import Budget, certify, certify_smallest, certify_with_peak
+from convsv.certificate import Budget, certify, certify_smallest
 from convsv.errors import (
     ComputationError,
     ContradictionError,
@@ -26,13 +26,20 @@ from convsv.errors import (
 from convsv.execution import Execution
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer, loosest
-from convsv.peaks import Peak
 from convsv.results import Bound, Interval, LayerReport, Spectrum, Unavailable
 from convsv.rounding import above
-from convsv.spectra import DEFAULT, SPECTRA, SpectrumOptions
+from convsv.spectra import DEFAULT, SPECTRA, Shared, SpectrumOptions
 from convsv.symbol import normal_form
 
-__all__ = ["BOUNDS_METHOD", "SYMBOL_MIN", "AnalysisOptions", "analyze", "analyze_layer", "method_names"]
+__all__ = [
+    "BOUNDS_METHOD",
+    "SYMBOL_MIN",
+    "AnalysisOptions",
+    "analyze",
+    "analyze_layer",
+    "certified_norm",
+    "method_names",
+]
 
 BOUNDS_METHOD = "bounds"
 """The method name under which all bounds are reported together."""
@@ -113,11 +120,30 @@ def analyze_layer(layer: ConvLayer, options: AnalysisOptions) -> LayerReport:
     return report
 
 
+def certified_norm(layer: ConvLayer, options: AnalysisOptions, *, at_size: bool = False) -> Interval:
+    """Return the interval of one layer's norm, as :func:`analyze_layer` reports it.
+
+    Args:
+        layer: the layer.
+        options: where to compute, and how finely.
+        at_size: the norm of the layer as it runs; what of its geometry is guessed is taken as it is.
+
+    Raises:
+        UnavailableError: the layer has no such norm, with the reason.
+        GeometryError: the layer has no output at its size.
+        CheckpointError: its tensor could not be read.
+    """
+    with error_context(tensor=layer.name):
+        return _LayerWork(layer, options).certified(at_size=at_size)
+
+
 class _LayerWork:
     """The results of one layer so far."""
 
     def __init__(self, layer: ConvLayer, options: AnalysisOptions) -> None:
+        layer = _affordable(layer, options.execution.memory)
         self._layer, self._options = layer, options
+        self._shared = Shared(layer, options.execution, options.tol, options.budget)
         self._norm: Interval | None = None
         self._norm_at_size: Interval | None = None
         self._symbol_min: Interval | None = None
@@ -129,6 +155,10 @@ class _LayerWork:
         """Certify the norm of any size and, where the geometry is known, at the layer's own."""
         if self._options.norm or BOUNDS_METHOD in self._options.methods:
             self._attempt("norm", self._certify)
+
+    def certified(self, *, at_size: bool) -> Interval:
+        """Return the norm of any size, or that at the layer's own."""
+        return self._own_size() if at_size else self._any_size(self._shared.in_its_units(self._shared.norm[0]))
 
     def method(self, name: str) -> None:
         """Compute the results of one method."""
@@ -142,7 +172,8 @@ class _LayerWork:
     def report(self) -> LayerReport:
         """Return what was found."""
         layer = self._layer
-        return LayerReport(
+        folded = layer.folded
+        report = LayerReport(
             name=layer.name,
             weight=layer.weight,
             kind=layer.kind,
@@ -156,7 +187,9 @@ class _LayerWork:
             unavailable=self._unavailable,
             notes=layer.notes,
             failures=tuple(self._failures),
+            folded=folded.name if folded else None,
         )
+        return report if folded is None or folded.known else report.also_assuming("epsilon")
 
     def _attempt(self, name: str, compute: Callable[[], None]) -> None:
         """Compute; turn what this layer does not have, or what failed, into a reason.
@@ -180,17 +213,9 @@ class _LayerWork:
         self._failures.append(name)
 
     def _certify(self) -> None:
-        layer, geometry = self._layer, self._layer.geometry
-        kernel = torch.from_numpy(layer.kernel())
-        stated, peak = certify_with_peak(
-            normal_form(kernel, geometry.stride, geometry.dilation),
-            self._options.tol,
-            execution=self._options.execution,
-            budget=self._options.budget,
-        )
-        self._norm = self._any_size(stated)
-        if not geometry.guessed("size", "stride", "padding"):
-            self._attempt("norm_at_size", lambda: self._at_size(kernel, stated, peak))
+        self._norm = self.certified(at_size=False)
+        if not self._layer.geometry.guessed("size", "stride", "padding"):
+            self._attempt("norm_at_size", self._at_size)
 
     def _any_size(self, stated: Interval) -> Interval:
         """Return the interval of the size-free norm, with an upper end that no guess can break."""
@@ -213,22 +238,25 @@ class _LayerWork:
         assumes = {"lower": geometry.guessed(*_leaning(geometry)), "upper": geometry.guessed(*above_all)}
         return replace(stated, upper=upper, assumes=assumes, evaluations=evaluations)
 
-    def _at_size(self, kernel: torch.Tensor, stated: Interval, peak: Peak | None) -> None:
-        geometry = self._layer.geometry
-        interval = certify_at_size(kernel, geometry, stated, peak, execution=self._options.execution)
-        guessed = geometry.guessed("dilation", "groups", "padding_mode", "transposed")
-        self._norm_at_size = replace(interval, assumes={"lower": guessed, "upper": guessed})
+    def _at_size(self) -> None:
+        self._norm_at_size = self.certified(at_size=True)
+
+    def _own_size(self) -> Interval:
+        """Return the interval of the norm at the layer's size."""
+        guessed = self._layer.geometry.guessed("dilation", "groups", "padding_mode", "transposed")
+        interval = self._shared.in_its_units(self._shared.norm_at_size)
+        return replace(interval, assumes={"lower": guessed, "upper": guessed})
 
     def _certify_smallest(self) -> None:
         geometry, options = self._layer.geometry, self._options
-        form = normal_form(torch.from_numpy(self._layer.kernel()), geometry.stride, geometry.dilation)
-        found = certify_smallest(form, options.tol, execution=options.execution, budget=options.budget)
+        shared = self._shared
+        found = certify_smallest(shared.form, options.tol, execution=options.execution, budget=options.budget)
         guessed = geometry.guessed(*_leaning(geometry))
-        self._symbol_min = replace(found, assumes={"lower": guessed, "upper": guessed})
+        self._symbol_min = replace(shared.in_its_units(found), assumes={"lower": guessed, "upper": guessed})
 
     def _spectrum(self, name: str) -> None:
         wanted = replace(self._options.spectra, values=self._options.values)
-        spectrum = SPECTRA[name].compute(self._layer, self._options.execution, wanted)
+        spectrum = SPECTRA[name].compute(self._layer, self._options.execution, wanted, self._shared)
         self._results[name] = spectrum if self._options.values else spectrum.without_whole_values()
 
     def _bounds(self) -> None:
@@ -238,6 +266,14 @@ class _LayerWork:
         self._results[BOUNDS_METHOD] = {name: value for name, value in found.items() if isinstance(value, Bound)}
         missing = {name: value.reason for name, value in found.items() if isinstance(value, Unavailable)}
         self._unavailable.update(missing)
+
+
+def _affordable(layer: ConvLayer, memory: int) -> ConvLayer:
+    """Return a layer, unavailable where its kernel alone would take more than the budget: it is not even read."""
+    size = math.prod(layer.shape)
+    if layer.problem or 8 * size <= memory:
+        return layer
+    return replace(layer, problem=f"its {size} weights do not fit into the memory budget of {memory} bytes")
 
 
 def _leaning(geometry: Geometry) -> tuple[str, ...]:

@@ -7,26 +7,28 @@ layer ``(c_in, c_out / groups, *K)``. Nothing here prints, exits or reads a file
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from convsv.analysis import AnalysisOptions, analyze_layer, method_names
 from convsv.bounds import bounds_of
+from convsv.clipping import Clipped
+from convsv.editing import ClipPlan, clip_one
 from convsv.errors import GeometryError, UnavailableError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts, Origin, resolve
-from convsv.layer import ConvLayer
+from convsv.layer import ConvLayer, from_canonical
 from convsv.results import Bound, Interval, LayerReport, Spectrum, Unavailable
-from convsv.spectra import SPECTRA
+from convsv.spectra import DEFAULT, SPECTRA, SpectrumOptions
 
 if TYPE_CHECKING:
-    import torch
-
     Kernel: TypeAlias = "torch.Tensor" | NDArray[Any]
 
-__all__ = ["analyze", "bounds", "layer_of", "operator_norm", "spectrum"]
+__all__ = ["analyze", "bounds", "clip", "layer_of", "operator_norm", "spectrum"]
 
 
 def layer_of(
@@ -111,7 +113,12 @@ def operator_norm(
 
 
 def spectrum(
-    kernel: Kernel | ConvLayer, geometry: Geometry | GeometryFacts | None = None, *, method: str = "circulant"
+    kernel: Kernel | ConvLayer,
+    geometry: Geometry | GeometryFacts | None = None,
+    *,
+    method: str = "circulant",
+    options: SpectrumOptions = DEFAULT,
+    execution: Execution | None = None,
 ) -> Spectrum:
     """Return the singular values of a convolution by one method.
 
@@ -119,6 +126,9 @@ def spectrum(
         kernel: torch tensor or numpy array, ``(c_out, c_in / groups, *K)``, floating; or a layer.
         geometry: its geometry; its ``size`` counts (32 on each axis where it is silent).
         method: a name in the registry of methods.
+        options: what is wanted of it, as ``SpectrumOptions(top=10, trailing=3)``, ``SpectrumOptions(density=True)`` or
+            ``SpectrumOptions(values=False)``, statistics only; unless told, whole spectra where they are affordable.
+        execution: device, dtype, memory budget and threads; None for the defaults.
 
     Raises:
         UsageError: there is no such method, or the kernel is not floating point.
@@ -127,7 +137,8 @@ def spectrum(
     """
     if method not in SPECTRA:
         raise UsageError("unknown method", found=method, advice=f"use one of {', '.join(SPECTRA)}")
-    return SPECTRA[method].compute(layer_of(kernel, geometry), Execution())
+    found = SPECTRA[method].compute(layer_of(kernel, geometry), execution or Execution(), options)
+    return found if options.values else found.without_whole_values()
 
 
 def bounds(
@@ -152,6 +163,50 @@ def bounds(
         raise UsageError(str(error.args[0])) from None
 
 
+def clip(
+    kernel: Kernel | ConvLayer,
+    max_norm: float,
+    geometry: Geometry | GeometryFacts | None = None,
+    *,
+    method: str = "nearest",
+    tol: float = 1e-3,
+) -> Clipped:
+    """Return a kernel moved as little as possible until its certified operator norm is at most ``max_norm``.
+
+    Args:
+        kernel: torch tensor or numpy array, ``(c_out, c_in / groups, *K)``, floating; or a layer.
+        max_norm: the largest norm allowed, of any input size.
+        geometry: its geometry.
+        method: ``"nearest"``, ``"alternating"``, ``"sedghi"`` (the published single pass, which does not keep within
+            the norm) or ``"scale"``.
+        tol: relative width of the certified intervals; the norm ends within about as much of the largest allowed.
+
+    Returns:
+        What became of it. Its ``kernel`` is as the one given: tensor or array, shape, dtype and device; of a layer it
+        is the stored layout in float64.
+
+    Raises:
+        UsageError: the kernel is not floating point, there is no such method, or ``max_norm`` is not positive.
+        GeometryError: the geometry does not fit the kernel.
+        UnavailableError: a weight is NaN or infinite, or the layer's file cannot hold another kernel.
+        ComputationError: no kernel within the norm was found in its dtype.
+
+    Guarantee:
+        ``after.upper`` is certified for the kernel that is returned, rounded to its dtype. That no kernel within the
+        norm is nearer than ``1 + gap`` allows is an estimate.
+    """
+    plan, layer = ClipPlan(max_norm, method=method, tol=tol), layer_of(kernel, geometry)
+    if isinstance(kernel, ConvLayer):
+        found = clip_one(layer, plan)
+        return replace(found, kernel=from_canonical(found.kernel, layer.layout))
+    if not isinstance(kernel, torch.Tensor):
+        found = clip_one(layer, plan)
+        return replace(found, kernel=from_canonical(found.kernel, "OIK").astype(np.asarray(kernel).dtype))
+    found = clip_one(replace(layer, dtype=str(kernel.dtype).removeprefix("torch.")), plan)
+    like: Any = torch.from_numpy(np.ascontiguousarray(from_canonical(found.kernel, "OIK"))).to(kernel)
+    return replace(found, kernel=like)
+
+
 def analyze(
     layers: Kernel | ConvLayer | Iterable[ConvLayer],
     geometry: Geometry | GeometryFacts | None = None,
@@ -159,6 +214,7 @@ def analyze(
     methods: Sequence[str] = (),
     tol: float = 1e-3,
     values: bool = False,
+    spectra: SpectrumOptions = DEFAULT,
 ) -> list[LayerReport]:
     """Return a report a layer: the certified interval of the norm, and the spectra and bounds asked for.
 
@@ -168,6 +224,7 @@ def analyze(
         methods: names of spectra, and ``"bounds"``.
         tol: wanted relative width of the certified interval.
         values: whether to keep whole spectra.
+        spectra: what else is wanted of them; its own ``values`` does not count.
 
     Raises:
         UsageError: there is no such method, or a kernel is not floating point.
@@ -183,5 +240,5 @@ def analyze(
         chosen = [layer_of(cast("Kernel", layers), geometry)]
     else:
         chosen = cast("Iterable[ConvLayer]", layers)
-    options = AnalysisOptions(tuple(methods), tol=tol, values=values)
+    options = AnalysisOptions(tuple(methods), tol=tol, values=values, spectra=spectra)
     return [analyze_layer(layer, options) for layer in chosen]

@@ -31,6 +31,7 @@ from convsv.errors import ContradictionError, UnavailableError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, padding_multiplicity
 from convsv.linalg import singular_value_error, singular_values
+from convsv.operator import enclosing_circle
 from convsv.rounding import above, power_of_two_scale, scale_by_power
 from convsv.symbol import NormalForm, grid_symbol, half_grid, normal_form, symbol_error
 
@@ -122,24 +123,15 @@ def _axes(geometry: Geometry, kernel_size: tuple[int, ...]) -> list[_Axis]:
         pads = geometry.padding[axis]
         if geometry.padding_mode == "circular" and sum(pads) < extent and n % stride == 0:
             found.append(_Axis(n // stride, used[axis], n, 1, (0,)))
-        elif geometry.padding_mode == "zeros":
-            found.append(_Axis(*_window(n, extent, stride, pads, used[axis]), n, 1, (0, 1)))
         else:
-            copies = padding_multiplicity(geometry.padding_mode, n, *pads)
-            found.append(_Axis(*_window(n + sum(pads), extent, stride, (0, 0), used[axis]), n, copies, (0, 1)))
+            # Copying padding is a map of its own: what follows it is a layer without padding.
+            zeros = geometry.padding_mode == "zeros"
+            copies = 1 if zeros else padding_multiplicity(geometry.padding_mode, n, *pads)
+            length, zeros_read = (n, pads) if zeros else (n + sum(pads), (0, 0))
+            points, seeing = enclosing_circle(length, extent, stride, zeros_read)
+            rows = len(range(seeing.start, min(seeing.stop, used[axis])))
+            found.append(_Axis(points, rows, n, copies, (0, 1)))
     return found
-
-
-def _window(n: int, extent: int, stride: int, padding: tuple[int, int], used: int) -> tuple[int, int]:
-    """Return how many grid points contain a zero-padded axis, ceil((n + max(p, q)) / s), and its outputs that see."""
-    before, after = padding
-    outputs = (n + before + after - extent) // stride + 1
-    after = (outputs - 1) * stride + extent - n - before
-    # Outputs that see nothing but zeros are no part of it.
-    blind = [max(0, -(-(amount - extent + 1) // stride)) for amount in (before, after)]
-    before, after = before - blind[0] * stride, after - blind[1] * stride
-    seeing = max(0, min(used, outputs - blind[1]) - blind[0])
-    return -(-(n + max(before, after, 0)) // stride), seeing
 
 
 def _check_budget(form: NormalForm, axes: list[_Axis], execution: Execution) -> None:

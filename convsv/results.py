@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,36 @@ from convsv.geometry import Geometry
 
 __all__ = [
     "Bound",
+    "Check",
     "CheckpointReport",
+    "Clipping",
+    "Comparison",
     "Density",
+    "Finding",
     "Guarantee",
     "Histogram",
     "Interval",
+    "LayerChange",
     "LayerReport",
+    "Reached",
     "Report",
+    "Severity",
     "Side",
     "Spectrum",
+    "SpectrumChange",
+    "Status",
+    "Step",
+    "Trend",
     "Unavailable",
+    "Verdict",
 ]
 
 Guarantee: TypeAlias = Literal["certified", "probabilistic", "estimate"]
 Side: TypeAlias = Literal["upper", "lower"]
+Verdict: TypeAlias = Literal["PASS", "FAIL", "UNDECIDED"]
+Severity: TypeAlias = Literal["off", "warn", "error"]
+Status: TypeAlias = Literal["same", "changed", "unknown", "reshaped", "added", "removed"]
+Trend: TypeAlias = Literal["increase", "decrease"]
 
 
 @dataclass(frozen=True)
@@ -190,6 +206,121 @@ class Unavailable:
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What an edit of the symbol came to, for the weights as stored, at the frequencies of a grid.
+
+    Attributes:
+        edit: ``min_norm``, ``flatten`` or ``rank``.
+        wanted: the least singular value, the level of all, or the rank.
+        smallest: smallest singular value of the symbol on the grid: between its points there may be smaller ones.
+        largest: largest one there.
+        beyond: largest singular value behind the rank, over the largest of all; None for other edits.
+        grid: frequencies an axis.
+        assumes: names of the guessed geometry that the symbol leans on.
+        of: the operator: ``symbol`` is the layer without borders, and full circular padding at any size.
+        guarantee: ``estimate``, as it is measured between no points but those of the grid.
+    """
+
+    edit: str
+    wanted: float
+    smallest: float
+    largest: float
+    beyond: float | None
+    grid: tuple[int, ...]
+    assumes: tuple[str, ...] = ()
+    of: str = "symbol"
+    guarantee: Guarantee = "estimate"
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """What clipping did to one layer, or would do.
+
+    Attributes:
+        radius: the largest norm allowed; None where only another edit was asked for.
+        method: how it was done; ``"none"`` where the layer was inside already.
+        norm_before: norm of the weights as they are stored.
+        norm_after: norm of the weights as they are stored afterwards, rounded to their dtype.
+        distance: Frobenius norm of what changed over that of the kernel before.
+        iterations: rounds or sweeps.
+        gap: by how much, relatively, the distance can at most exceed the smallest possible one; None where unknown.
+        touched: whether any weight changes.
+        notes: what else to know.
+        reached: what an edit of the symbol came to; None where none was asked for.
+    """
+
+    radius: float | None
+    method: str
+    norm_before: Interval
+    norm_after: Interval
+    distance: float
+    iterations: int = 0
+    gap: float | None = None
+    touched: bool = True
+    notes: tuple[str, ...] = ()
+    reached: Reached | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether the norm afterwards is certified to be within the radius."""
+        return self.radius is None or self.norm_after.upper <= self.radius
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about one limit.
+
+    Attributes:
+        criterion: ``max_norm``, ``min_norm``, ``max_condition`` or ``max_product``.
+        limit: the limit.
+        verdict: PASS and FAIL are certified; FAIL leans on no guess.
+        interval: what holds the limited value; None where nothing is known of it.
+        reason: why, in words; empty where the interval says it all.
+        accepted: whether an earlier report knows of it and it has not become worse.
+    """
+
+    criterion: str
+    limit: float
+    verdict: Verdict
+    interval: Interval | None = None
+    reason: str = ""
+    accepted: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is anything to act on."""
+        return self.verdict != "PASS" and not self.accepted
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the gate says about one layer, or about all layers of a checkpoint together.
+
+    Attributes:
+        severity: what follows from a verdict other than PASS: ``off`` was not checked, ``warn`` lets pass.
+        findings: one a limit; empty where there is none.
+    """
+
+    severity: Severity = "error"
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def worst(self) -> Finding | None:
+        """The finding that decides: FAIL before UNDECIDED before PASS, and accepted ones after those that count."""
+        order = ("FAIL", "UNDECIDED", "PASS")
+        return min(self.findings, key=lambda found: (not found.counts, order.index(found.verdict)), default=None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict of :attr:`worst`; None where nothing was checked."""
+        return self.worst.verdict if self.worst else None
+
+    def stops(self, verdict: Verdict) -> bool:
+        """Tell whether the exit code is to say that there is such a verdict."""
+        return self.severity == "error" and any(f.counts and f.verdict == verdict for f in self.findings)
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """All results of one layer.
 
@@ -207,8 +338,11 @@ class LayerReport:
         results: method -> spectrum, or for ``bounds`` a mapping of bounds.
         unavailable: result -> reason.
         notes: remarks on how the layer was found or read.
+        folded: name of the batch normalisation that all results have taken in.
         failures: those of ``unavailable`` that exist but could not be computed (numerical failure, out of memory); the
             others do not exist for this layer.
+        clip: what clipping did to it, where that was asked for.
+        check: what the gate says, where that was asked for.
     """
 
     name: str
@@ -224,6 +358,45 @@ class LayerReport:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    folded: str | None = None
+    clip: Clipping | None = None
+    check: Check | None = None
+
+    def read_unlike(self, other: LayerReport) -> tuple[str, ...]:
+        """Return what a size-free norm depends on, that the two read differently, and that one of them only guesses."""
+        return tuple(
+            name
+            for name in ("stride", "dilation", "groups", "padding_mode")
+            if getattr(self.geometry, name) != getattr(other.geometry, name)
+            and (self.geometry.guessed(name) or other.geometry.guessed(name))
+        )
+
+    def also_assuming(self, name: str) -> LayerReport:
+        """Return the report with one more name among what every value of it leans on."""
+        results = {
+            method: _leaning_on(name, result)
+            if isinstance(result, Spectrum)
+            else {key: _leaning_on(name, bound) for key, bound in result.items()}
+            for method, result in self.results.items()
+        }
+        return replace(
+            self,
+            norm=self.norm and _both_leaning_on(name, self.norm),
+            norm_at_size=self.norm_at_size and _both_leaning_on(name, self.norm_at_size),
+            symbol_min=self.symbol_min and _both_leaning_on(name, self.symbol_min),
+            results=results,
+        )
+
+
+V = TypeVar("V", Spectrum, Bound)
+
+
+def _leaning_on(name: str, value: V) -> V:
+    return replace(value, assumes=(*value.assumes, name))
+
+
+def _both_leaning_on(name: str, interval: Interval) -> Interval:
+    return replace(interval, assumes={end: (*interval.assumes.get(end, ()), name) for end in ("lower", "upper")})
 
 
 @dataclass(frozen=True)
@@ -236,6 +409,8 @@ class CheckpointReport:
         sha256: hash of the content, where it was read.
         problems: everything that was dropped, refused or doubtful, one line each.
         layers: one report a layer.
+        check: what the gate says about all layers together, where that was asked for.
+        failed: whether reading it ended with an error, so that layers may be missing.
     """
 
     path: str
@@ -243,6 +418,86 @@ class CheckpointReport:
     sha256: str | None = None
     problems: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
+    check: Check | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class SpectrumChange:
+    """How far apart the singular values of two versions of a layer are distributed.
+
+    Attributes:
+        method: which spectrum.
+        old_of: the operator of the old one.
+        new_of: the operator of the new one.
+        wasserstein1: mean distance of the values, each moved to its place, over the largest old value.
+        wasserstein2: root mean square of the same.
+        error: bound on the error of both, from that of the values, and from bins where no values were at hand.
+    """
+
+    method: str
+    old_of: str
+    new_of: str
+    wasserstein1: float
+    wasserstein2: float
+    error: float
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer in two checkpoints.
+
+    Attributes:
+        name: module path.
+        status: ``same``: equal to the last bit; ``unknown``: in both, and nothing at hand tells whether it changed.
+        old: its report in the old checkpoint, if it is there.
+        new: its report in the new one.
+        trend: which way the norm went, where that is certified: the two intervals share no number.
+        ratio: holds the new norm over the old one; None where that is not known.
+        kernel_distance: Frobenius norm of the difference of the kernels over that of the old one.
+        spectrum: how far apart the spectra are.
+        geometry: facts about the layer that both tell, and tell differently.
+        unavailable: which of these is not known -> why.
+    """
+
+    name: str
+    status: Status
+    old: LayerReport | None
+    new: LayerReport | None
+    trend: Trend | None = None
+    ratio: Interval | None = None
+    kernel_distance: float | None = None
+    spectrum: SpectrumChange | None = None
+    geometry: tuple[str, ...] = ()
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one checkpoint to the next.
+
+    Attributes:
+        old: path of the old checkpoint.
+        new: path of the new one.
+        layers: every layer of either, in the order of the old one.
+    """
+
+    old: str
+    new: str
+    layers: tuple[LayerChange, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from each checkpoint to the next.
+
+    Attributes:
+        steps: one less than there are checkpoints.
+        happened: (step, layer, condition) of every change that was named beforehand.
+    """
+
+    steps: tuple[Step, ...] = ()
+    happened: tuple[tuple[int, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,9 +509,11 @@ class Report:
         settings: the options that matter for the numbers.
         checkpoints: one report a checkpoint.
         partial: whether the run was interrupted.
+        comparison: what changed between the checkpoints, where that was asked for.
     """
 
     command: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: tuple[CheckpointReport, ...] = ()
     partial: bool = False
+    comparison: Comparison | None = None

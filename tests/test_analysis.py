@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 import precise
 from cases import GRID, Case, cases, kernels, make_layer
-from convsv import analysis
-from convsv.analysis import AnalysisOptions, analyze, analyze_layer, method_names
+from convsv.analysis import AnalysisOptions, analyze, analyze_layer, certified_norm, method_names
 from convsv.certificate import Budget
 from convsv.errors import CheckpointError, ComputationError, ContradictionError, GeometryError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts, resolve
 from convsv.layer import ConvLayer, to_canonical
 from convsv.results import LayerReport, Spectrum
-from convsv.spectra import SPECTRA, Method
+from convsv.spectra import SPECTRA, Method, _shared
 from convsv.symbol import normal_form
 
 QUICK = AnalysisOptions(execution=Execution(device="cpu", jobs=1))
@@ -211,7 +210,7 @@ def fake(**changes: Any) -> Method:
         "error": 1e-9,
     }
     spectrum = Spectrum(**{**values, **changes})
-    return Method("fake", "certified", "nobody", lambda _layer, _execution, _options=None: spectrum)
+    return Method("fake", "certified", "nobody", lambda _layer, _execution, _options=None, _known=None: spectrum)
 
 
 @pytest.fixture
@@ -247,19 +246,19 @@ def test_an_estimate_contradicts_nothing(fakes: Any, guarantee: str) -> None:
 
 
 def test_a_norm_at_a_size_above_the_norm_of_any_size_is_a_contradiction(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = analysis.certify_at_size
+    original = _shared.certify_at_size
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         interval = original(*arguments, **options)
         return replace(interval, lower=interval.upper * 10, upper=interval.upper * 11)
 
-    monkeypatch.setattr(analysis, "certify_at_size", wrong)
+    monkeypatch.setattr(_shared, "certify_at_size", wrong)
     with pytest.raises(ContradictionError):
         report_of(KERNEL, GeometryFacts(size=5, stride=1, padding=1))
 
 
 def test_an_error_within_a_method_fails_that_method_alone(fakes: Any) -> None:
-    def broken(_layer: ConvLayer, _execution: Execution, _options: Any = None) -> Spectrum:
+    def broken(_layer: ConvLayer, _execution: Execution, _options: Any = None, _known: Any = None) -> Spectrum:
         raise ComputationError("it broke")
 
     report = analyze_layer(layer_with(KERNEL), fakes(Method("fake", "certified", "nobody", broken)))
@@ -270,7 +269,7 @@ def test_an_error_within_a_method_fails_that_method_alone(fakes: Any) -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("out of memory"), ZeroDivisionError("division by zero")])
 def test_an_exhausted_machine_fails_one_result(fakes: Any, error: Exception) -> None:
-    def broken(_layer: ConvLayer, _execution: Execution, _options: Any = None) -> Spectrum:
+    def broken(_layer: ConvLayer, _execution: Execution, _options: Any = None, _known: Any = None) -> Spectrum:
         raise error
 
     report = analyze_layer(layer_with(KERNEL), fakes(Method("fake", "certified", "nobody", broken)))
@@ -367,3 +366,10 @@ def test_a_report_repeats_what_the_layer_says_of_itself() -> None:
 
 def test_methods_are_those_of_the_registry_and_all_bounds_together() -> None:
     assert set(method_names()) >= {*SPECTRA, "bounds"}
+
+
+def test_one_norm_alone_is_that_of_the_report() -> None:
+    layer = layer_with(KERNEL, GeometryFacts(size=5, stride=2, padding=1, groups=1))
+    report = analyze_layer(layer, QUICK)
+    assert certified_norm(layer, QUICK) == report.norm
+    assert certified_norm(layer, QUICK, at_size=True) == report.norm_at_size

@@ -14,8 +14,10 @@ import convsv
 from cases import NAMED, Case
 from convsv import api
 from convsv.errors import GeometryError, UnavailableError, UsageError
+from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts
-from convsv.results import Bound, Unavailable
+from convsv.results import Bound, Spectrum, Unavailable
+from convsv.spectra import SPECTRA, SpectrumOptions
 
 KERNEL = np.random.default_rng(0).standard_normal((3, 2, 3, 3))
 
@@ -208,6 +210,50 @@ def test_a_spectrum_by_any_method_has_its_name() -> None:
     spectrum = api.spectrum(KERNEL, GeometryFacts(size=6), method="circulant")
     assert spectrum.method == "circulant"
     assert spectrum.max <= api.operator_norm(KERNEL).upper
+
+
+def test_a_spectrum_is_what_its_options_ask_for() -> None:
+    def found(**wanted: Any) -> Spectrum:
+        options = SpectrumOptions(**wanted)
+        return convsv.spectrum(KERNEL, GeometryFacts(size=6, padding=1), method="exact", options=options)
+
+    whole, some, plain, spread = found(), found(top=3, trailing=2), found(values=False), found(density=True)
+    assert whole.values is not None
+    assert some.values is not None
+    assert (whole.kind, some.kind, some.trailing) == ("full", "leading", 2)
+    assert some.values.tolist() == [*whole.values[:3], *whole.values[-2:]]
+    assert (plain.values, plain.histogram, plain.quantiles) == (None, whole.histogram, whole.quantiles)
+    assert spread.density is not None
+    assert whole.density is None
+
+
+@pytest.mark.parametrize("method", sorted(SPECTRA))
+def test_statistics_alone_are_those_of_the_values(method: str) -> None:
+    known, plain = GeometryFacts(size=6, padding=1), SpectrumOptions(values=False)
+    whole = convsv.spectrum(KERNEL, known, method=method)
+    alone = convsv.spectrum(KERNEL, known, method=method, options=plain)
+    assert whole.values is not None
+    assert (alone.values, alone.lower_values) == (None, None)
+    assert (alone.max, alone.min, alone.count, alone.histogram) == (
+        whole.max, whole.min, len(whole.values), whole.histogram,
+    )  # fmt: skip
+
+
+def test_a_spectrum_is_computed_where_it_is_asked_for() -> None:
+    single = convsv.spectrum(KERNEL, GeometryFacts(size=4), execution=Execution("cpu", dtype="float32"))
+    double = convsv.spectrum(KERNEL, GeometryFacts(size=4), execution=Execution("cpu"))
+    assert single.error is not None
+    assert double.error is not None
+    assert single.error > 1e4 * double.error
+    with pytest.raises(UnavailableError, match="memory budget"):
+        convsv.spectrum(KERNEL, GeometryFacts(size=512), execution=Execution("cpu", memory=1 << 20))
+
+
+def test_analyze_hands_the_options_of_spectra_on() -> None:
+    known, wanted = GeometryFacts(size=6, padding=1), SpectrumOptions(top=2)
+    found = api.analyze(KERNEL, known, methods=("exact",), spectra=wanted)[0].results["exact"]
+    assert isinstance(found, Spectrum)
+    assert (found.kind, found.count) == ("leading", 2)
 
 
 def test_unknown_names_are_refused_and_the_known_ones_listed() -> None:

@@ -20,6 +20,7 @@ from convsv.errors import GeometryError, UnavailableError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts, resolve
 from convsv.spectra._samples import sample_symbol
+from convsv.spectra._shared import Shared
 from convsv.spectra.asymptotic import MEASURED_BEST, QuantileVariant, asymptotic, quantiles
 from convsv.spectra.circulant import circulant
 from trained import errors
@@ -97,7 +98,7 @@ def test_dilation_does_not_change_the_limit() -> None:
 
 def test_values_lie_below_the_norm() -> None:
     case = Case((3, 5, 3, 3), Geometry((9, 9), (1, 1), ((1, 1), (1, 1))))
-    form = sample_symbol(case.layer(), CPU)
+    form = Shared(case.layer(), CPU)
     norm = certify(form.form, 1e-3, execution=CPU)
     found = values_of(case)
     assert found[0] <= norm.upper * 2.0**form.exponent
@@ -167,7 +168,7 @@ def test_groups_are_read_each_for_itself() -> None:
 
 def test_points_are_those_asked_for() -> None:
     case = Case((2, 2, 3, 1), Geometry((6, 6), (1, 1), ((1, 1), (0, 0))))
-    samples = sample_symbol(case.layer(), CPU, points=7)
+    samples = sample_symbol(Shared(case.layer(), CPU), points=7)
     # An even number along the axis that matters, half of them conjugate to the others; one along the other.
     assert samples.values.shape == (4, 1, 2)
     assert (samples.frequencies[:, 1] == 0).all()
@@ -176,13 +177,13 @@ def test_points_are_those_asked_for() -> None:
 @pytest.mark.parametrize("taps", [3, 40, 2000])
 def test_samples_are_dense_enough_for_the_kernel(taps: int) -> None:
     case = Case((1, 1, taps), Geometry((5000,), (1,), ((taps // 2, taps // 2),)))
-    samples = sample_symbol(case.layer(), CPU)
+    samples = sample_symbol(Shared(case.layer(), CPU))
     assert len(samples.values) >= max(512, taps)
 
 
 def test_samples_and_their_conjugates_are_equidistant() -> None:
     case = Case((2, 3, 3, 2), Geometry((6, 6), (1, 1), ((1, 1), (1, 0))))
-    half = sample_symbol(case.layer(), CPU, points=6).frequencies
+    half = sample_symbol(Shared(case.layer(), CPU), points=6).frequencies
     both = np.mod(np.concatenate([half, -half]), 2 * np.pi)
     grid = {(round(float(w[0]) * 6 / np.pi), round(float(w[1]) * 6 / np.pi)) for w in both}
     assert grid == {(i, j) for i in range(1, 12, 2) for j in range(0, 12, 2)}

@@ -43,7 +43,6 @@ CPU = Execution("cpu", jobs=1)
 def iterated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is small enough for a dense matrix."""
     monkeypatch.setattr(MODULE, "_DENSE_WORK", -1.0)
-    monkeypatch.setattr(MODULE, "_TRAILING_WORK", -1.0)
 
 
 def square(shape: tuple[int, ...], n: int, **geometry: Any) -> Case:

@@ -11,8 +11,9 @@ from convsv.execution import Execution
 from convsv.layer import ConvLayer
 from convsv.registry import Registry
 from convsv.results import Guarantee, Spectrum
+from convsv.spectra._shared import Shared
 
-__all__ = ["DEFAULT", "SPECTRA", "Compute", "Method", "SpectrumOptions", "method"]
+__all__ = ["DEFAULT", "SPECTRA", "Compute", "Method", "Shared", "SpectrumOptions", "method"]
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ class Compute(Protocol):
 
     __doc__: str | None
 
-    def __call__(self, layer: ConvLayer, execution: Execution, options: SpectrumOptions = ...) -> Spectrum:
+    def __call__(
+        self, layer: ConvLayer, execution: Execution, options: SpectrumOptions = ..., shared: Shared | None = ...
+    ) -> Spectrum:
         """Return the spectrum of a layer.
 
         Args:
             layer: any layer.
             execution: where to compute.
             options: what is wanted.
+            shared: what is known already, of this layer and this execution; it changes the time, never the result.
 
         Raises:
             UnavailableError: this layer has none, with the reason as its text.

@@ -156,6 +156,11 @@ class Block:
         return math.prod(self.output_shape), math.prod(self.input_shape)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether its outputs are the smaller side."""
+        return self.sides[0] < self.sides[1]
+
+    @property
     def magnitude(self) -> float:
         """Upper bound, but for rounding, of the norm of |A|.
 

@@ -6,18 +6,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from convsv.errors import GeometryError
 from convsv.execution import Execution
 from convsv.geometry import Geometry
-from convsv.linalg import singular_values
 from convsv.operator import ConvOperator
 
-__all__ = ["affordable_copy", "boundary_axes", "own_values", "rows_in_use", "smaller_copies"]
+__all__ = ["affordable_copy", "boundary_axes", "rows_in_use", "smaller_copies"]
 
 _WORK = 1 << 30
 """Most that the matrices of a copy may cost: groups times long side times square of the short side."""
@@ -82,32 +79,6 @@ def affordable_copy(kernel: Tensor, geometry: Geometry, execution: Execution) ->
         if fits and short <= _SIDE and len(kernel) * long * short * short <= _WORK:
             return copy
     return None
-
-
-def own_values(kernel: Tensor, geometry: Geometry, execution: Execution) -> NDArray[np.float64]:
-    """Return all singular values of a small layer, ``(G * min(rows, columns),)``, unordered.
-
-    Args:
-        kernel: ``(G, O, I, *K)``.
-        geometry: the layer's.
-        execution: where to compute.
-    """
-    there = kernel.to(execution.torch_device, execution.torch_dtype)
-
-    def work(group: int) -> Tensor:
-        return singular_values(_matrix(there[group : group + 1], replace(geometry, groups=1))).to("cpu", torch.float64)
-
-    return np.asarray(torch.cat(list(execution.map(work, range(len(kernel))))).numpy())
-
-
-def _matrix(kernel: Tensor, geometry: Geometry) -> Tensor:
-    """Return the matrix of a layer of one group, or its transpose: the short side is the batch of products."""
-    operator = ConvOperator(kernel, geometry)
-    rows, columns = math.prod(operator.output_shape), math.prod(operator.input_shape)
-    if columns <= rows:
-        return operator.to_dense()
-    identity = torch.eye(rows, dtype=kernel.dtype, device=kernel.device)
-    return operator.adjoint(identity.reshape(rows, *operator.output_shape)).reshape(rows, columns)
 
 
 def _extents(geometry: Geometry, kernel_size: tuple[int, ...]) -> tuple[int, ...]:

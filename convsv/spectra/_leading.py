@@ -1,11 +1,12 @@
 """Leading and trailing singular values of a layer too large for a dense matrix.
 
 Each block of each group is an operator of its own; Golub-Kahan-Lanczos starts from the windowed Bloch waves of the
-group's peak. What it finds is only a proposal: the vectors are taken to float64 on the CPU, and two products there
-give certified statements, whatever precision and device they came from. With V orthonormal vectors, the i-th singular
-value of A V is at most the i-th of A (and, counted from the other end, at least), by Cauchy's interlacing; and for a
-unit vector v and theta > 0, with rho = ||A^T A v - theta^2 v||, some eigenvalue sigma^2 of A^T A lies within rho of
-theta^2, so that |sigma - theta| <= min(rho / theta, sqrt(rho)).
+group's peak. Trailing values, which it finds slowly, come from inverse iteration where the factor fits into memory
+(:mod:`convsv.spectra._inverse`). What is found is only a proposal: the vectors are taken to float64 on the CPU, and two
+products there give certified statements, whatever precision and device they came from. With V orthonormal vectors, the
+i-th singular value of A V is at most the i-th of A (and, counted from the other end, at least), by Cauchy's
+interlacing; and for a unit vector v and theta > 0, with rho = ||A^T A v - theta^2 v||, some eigenvalue sigma^2 of A^T A
+lies within rho of theta^2, so that |sigma - theta| <= min(rho / theta, sqrt(rho)).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from convsv.peaks import Peak
 from convsv.results import Interval
 from convsv.rounding import above, below
 from convsv.spectra._blocks import AxisPart, Block
+from convsv.spectra._inverse import Vectors, memory_needed, trailing_vectors
 from convsv.symbol import NormalForm, normal_form
 
 __all__ = ["Extremes", "Problem", "extreme_values"]
@@ -47,7 +49,7 @@ _PRODUCTS = 2000
 _SUBSPACE = 20
 """Dimension, beyond twice the number of values, at which the iteration restarts where the memory budget allows it."""
 _TRAILING_SUBSPACE = 160
-"""The same for trailing values, which lie so close together that only a large subspace tells them apart."""
+"""The same for trailing values by this iteration: they lie so close together that it takes a large subspace."""
 _RANDOM_BLOCK = 2
 """Random vectors that the iteration for trailing values starts from: nothing is known about theirs."""
 _CERTIFY = Budget(seconds=20.0)
@@ -86,14 +88,16 @@ class Extremes:
         products: operator products spent.
         blocks: blocks worked on.
         converged: whether every residual reached the tolerance.
+        lacking: bytes that inverse iteration would have needed, where it was not affordable.
     """
 
     pairs: list[tuple[float, float]] = field(default_factory=list)
     products: int = 0
     blocks: int = 0
     converged: bool = True
+    lacking: int = 0
 
-    def add(self, found: list[tuple[float, float]], copies: int, spent: PartialSVD) -> None:
+    def add(self, found: list[tuple[float, float]], copies: int, spent: Vectors) -> None:
         """Take the values of one block."""
         self.pairs += [pair for pair in found for _ in range(copies)]
         self.products += spent.products
@@ -128,10 +132,15 @@ def extreme_values(problem: Problem, count: int, *, smallest: bool = False) -> E
             if upper == 0:
                 found.pairs += [(0.0, 0.0)] * min(count, block.copies * min(block.sides))
                 continue
-            start = _waves(problem, group, peak, block)
             wanted = min(-(-count // block.copies), *block.sides)
-            spent = _lanczos(problem, _operator(problem, group, block), start, wanted, smallest=smallest)
-            found.add(_certified(block, spent, upper, smallest=smallest), block.copies, spent)
+            if not smallest:
+                spent = _leading(problem, block, _waves(problem, group, peak, block), wanted)
+            elif (needed := memory_needed(block, wanted)) <= problem.execution.memory:
+                spent = _inverse(problem, block, wanted, upper)
+            else:
+                found.lacking = max(found.lacking, needed)
+                spent = _trailing(problem, block, wanted)
+            found.add(_certified(block, spent.vectors, upper, smallest=smallest), block.copies, spent)
     return found
 
 
@@ -166,83 +175,92 @@ def _waves(problem: Problem, group: int, peak: Peak | None, block: Block) -> Ten
     return waves
 
 
-class _Forward:
-    """The forward convolution of a layer, transposed or not, by torch's own convolutions."""
+class _Turned:
+    """The adjoint of an operator as an operator."""
 
-    def __init__(self, operator: ConvOperator, *, transposed: bool) -> None:
+    def __init__(self, operator: LinearOperator) -> None:
         self.dtype, self.device = operator.dtype, operator.device
-        shapes, maps = (operator.input_shape, operator.output_shape), (operator.apply, operator.adjoint)
-        self.input_shape, self.output_shape = shapes[::-1] if transposed else shapes
-        self._maps: tuple[Callable[[Tensor], Tensor], ...] = maps[::-1] if transposed else maps
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Return A x."""
-        return self._maps[0](x)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """Return A^T y."""
-        return self._maps[1](y)
+        self.input_shape, self.output_shape = operator.output_shape, operator.input_shape
+        self.apply, self.adjoint = operator.adjoint, operator.apply
 
 
-def _operator(problem: Problem, group: int, block: Block) -> LinearOperator:
-    """Return the block, where and in which precision the user wants it; as torch's convolution where it is the group.
+def _operator(problem: Problem, block: Block) -> LinearOperator:
+    """Return a block as torch's convolution where it is a whole group, else as it is.
 
     That is several times faster than a product with the unfolded input.
     """
+    convolution = ConvOperator(block.kernel[None], problem.geometry)
+    whole: LinearOperator = _Turned(convolution) if problem.geometry.transposed else convolution
+    alike = (whole.input_shape, whole.output_shape) == (block.input_shape, block.output_shape)
+    return whole if alike else block
+
+
+def _leading(problem: Problem, block: Block, start: Tensor | None, count: int) -> Vectors:
+    """Find leading values, where and in which precision the user wants it."""
     there = block.to(problem.execution.torch_device, problem.execution.torch_dtype)
-    transposed = problem.geometry.transposed
-    whole = _Forward(ConvOperator(there.kernel[None], problem.geometry), transposed=transposed)
-    alike = (whole.input_shape, whole.output_shape) == (there.input_shape, there.output_shape)
-    return whole if alike else there
+    options = _options(problem, there, count, _SUBSPACE + 2 * count)
+    start = None if start is None else start.to(there.device, there.dtype)
+    found = leading_singular_values(_operator(problem, there), count, start=start, options=options)
+    return _smaller_side(there, found)
 
 
-def _lanczos(
-    problem: Problem, there: LinearOperator, start: Tensor | None, count: int, *, smallest: bool
-) -> PartialSVD:
-    """Run the iteration.
+def _inverse(problem: Problem, block: Block, count: int, norm: float) -> Vectors:
+    """Find trailing values by inverse iteration, in double precision."""
+    there = block.to(problem.execution.torch_device, torch.float64)
+    operator = _operator(problem, there)
+    return trailing_vectors(_Turned(operator) if there.is_wide else operator, there, count, norm, _TOLERANCE)
+
+
+def _trailing(problem: Problem, block: Block, count: int) -> Vectors:
+    """Find trailing values by products alone, as far as they go."""
+    there = block.to(problem.execution.torch_device, problem.execution.torch_dtype)
+    random = torch.Generator().manual_seed(1)
+    guesses = torch.randn(_RANDOM_BLOCK, *there.input_shape, generator=random, dtype=torch.float64)
+    start = guesses.to(there.device, there.dtype)
+    options = _options(problem, there, count, _TRAILING_SUBSPACE)
+    return _smaller_side(
+        there, trailing_singular_values(_operator(problem, there), count, start=start, options=options)
+    )
+
+
+def _smaller_side(block: Block, found: PartialSVD) -> Vectors:
+    return Vectors(found.left if block.is_wide else found.right, found.products, found.converged)
+
+
+def _options(problem: Problem, there: Block, count: int, subspace: int) -> LanczosOptions:
+    """Return how to run the iteration within the memory budget.
 
     Raises:
-        UnavailableError: not even the smallest subspace fits into the memory budget.
+        UnavailableError: not even the smallest subspace fits into it.
     """
-    execution = problem.execution
-    vector = (math.prod(there.input_shape) + math.prod(there.output_shape)) * there.dtype.itemsize
+    vector = sum(there.sides) * there.dtype.itemsize
     least = 2 * count + 8
-    wanted = _TRAILING_SUBSPACE if smallest else 2 * count + _SUBSPACE
-    affordable = execution.memory // (2 * vector)
+    affordable = problem.execution.memory // (2 * vector)
     if affordable < least:
         needed = 2 * least * vector
         raise UnavailableError(f"{count} singular vectors need {needed} bytes, more than the memory budget")
-    options = LanczosOptions(
+    return LanczosOptions(
         tolerance=max(_TOLERANCE, 64 * float(torch.finfo(there.dtype).eps)),
         products=_PRODUCTS,
-        subspace=max(least, min(affordable, wanted)),
+        subspace=max(least, min(affordable, subspace)),
     )
-    if smallest:
-        random = torch.Generator().manual_seed(1)
-        guesses = torch.randn(_RANDOM_BLOCK, *there.input_shape, generator=random, dtype=torch.float64)
-        return trailing_singular_values(there, count, start=guesses.to(there.device, there.dtype), options=options)
-    start = None if start is None else start.to(there.device, there.dtype)
-    return leading_singular_values(there, count, start=start, options=options)
 
 
 # ------------------------------------------------------------------------------------------------------- certification
 
 
-def _certified(block: Block, spent: PartialSVD, norm: float, *, smallest: bool) -> list[tuple[float, float]]:
+def _certified(block: Block, vectors: Tensor, norm: float, *, smallest: bool) -> list[tuple[float, float]]:
     """Return certified values and the distance of each to a true singular value, from products in float64.
 
     Args:
         block: the operator, float64 on the CPU.
-        spent: what the iteration found.
+        vectors: what the iteration found, of its smaller side: there A^T A has no eigenvalue but the squares of
+            singular values.
         norm: upper bound of the block's norm.
         smallest: whether its values are the smallest: they are rounded up then, and else down.
     """
-    forward: Product = block.apply
-    backward: Product = block.adjoint
-    vectors = spent.right
-    if block.sides[0] < block.sides[1]:
-        # On the smaller side A^T A has no eigenvalue but the squares of singular values.
-        forward, backward, vectors = block.adjoint, block.apply, spent.left
+    forward: Product = block.adjoint if block.is_wide else block.apply
+    backward: Product = block.apply if block.is_wide else block.adjoint
     shape = vectors.shape[1:]
     basis = torch.linalg.qr(vectors.to("cpu", torch.float64).flatten(1).T)[0].T
     rotation = torch.linalg.svd(forward(basis.reshape(-1, *shape)).flatten(1), full_matrices=False)[0]

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from convsv.errors import UnavailableError
 from convsv.execution import Execution
-from convsv.layer import ConvLayer
 from convsv.linalg import singular_values
 from convsv.operator import ConvOperator
 from convsv.results import Spectrum
-from convsv.rounding import power_of_two_scale, scale_by_power
+from convsv.spectra._shared import Shared
 from convsv.spectra._statistics import statistics
-from convsv.symbol import NormalForm, grid_symbol, half_grid, normal_form
+from convsv.symbol import NormalForm, grid_symbol, half_grid
 
 __all__ = ["SymbolSamples", "estimate", "sample_symbol"]
 
@@ -38,9 +37,8 @@ class SymbolSamples:
     """Singular values of the symbol at frequencies that stand for all.
 
     Attributes:
-        kernel: ``(G, O, I, *K)`` float64, times a power of two that makes its largest entry about 1.
-        exponent: values of the layer are those of this kernel times ``2^exponent``.
-        form: normal form of the kernel; its dilation is left out of the frequencies, which does not change how the
+        kernel: ``(G, O, I, *K)`` float64, largest entry about 1.
+        form: its normal form; its dilation is left out of the frequencies, which does not change how the
             values are distributed over all of them.
         frequencies: ``(P, d)`` in radians, every second point of a grid: the others are conjugate to these.
         values: ``(P, G, c)`` float64, descending along c, the smaller number of channels.
@@ -48,19 +46,17 @@ class SymbolSamples:
     """
 
     kernel: Tensor
-    exponent: int
     form: NormalForm
     frequencies: NDArray[np.float64]
     values: NDArray[np.float64]
     count: int
 
 
-def sample_symbol(layer: ConvLayer, execution: Execution, points: int | None = None) -> SymbolSamples:
+def sample_symbol(shared: Shared, points: int | None = None) -> SymbolSamples:
     """Sample the symbol of a layer, whatever its stride, dilation and size.
 
     Args:
-        layer: any layer.
-        execution: where to compute.
+        shared: of any layer.
         points: frequencies an axis, an even number; None for as many as change nothing any more.
 
     Raises:
@@ -68,20 +64,15 @@ def sample_symbol(layer: ConvLayer, execution: Execution, points: int | None = N
             values of the layer do not fit into the memory budget.
         GeometryError: the layer has no output.
     """
-    geometry = layer.geometry
-    stored = torch.from_numpy(layer.kernel())
-    if not stored.numel():
-        raise UnavailableError("the kernel has no entries", found=f"shape {layer.shape}")
-    exponent = power_of_two_scale(float(stored.abs().max()))
-    kernel = scale_by_power(stored, -exponent)
-    operator = ConvOperator(kernel, geometry)
-    count = min(math.prod(operator.input_shape), math.prod(operator.output_shape)) // kernel.shape[0]
-    if _ARRAYS * 8 * count * kernel.shape[0] > execution.memory:
-        total = count * kernel.shape[0]
-        raise UnavailableError(f"{total} singular values do not fit into the memory budget of {execution.memory} bytes")
-    form = normal_form(kernel, geometry.stride, geometry.dilation)
-    frequencies, values = _sampled(form.kernel, _grid(form, points), execution)
-    return SymbolSamples(kernel, exponent, form, frequencies, values, count)
+    shared.require_entries()
+    groups, memory = len(shared.kernel), shared.execution.memory
+    operator = ConvOperator(shared.kernel, shared.layer.geometry)
+    count = min(math.prod(operator.input_shape), math.prod(operator.output_shape)) // groups
+    if _ARRAYS * 8 * count * groups > memory:
+        raise UnavailableError(f"{count * groups} singular values do not fit into the memory budget of {memory} bytes")
+    form = shared.form
+    frequencies, values = _sampled(form.kernel, _grid(form, points), shared.execution)
+    return SymbolSamples(shared.kernel, form, frequencies, values, count)
 
 
 def _grid(form: NormalForm, points: int | None) -> tuple[int, ...]:
@@ -116,23 +107,19 @@ def _sampled(
     return indices.numpy() * (2 * math.pi / np.array(doubled)), np.concatenate(parts)
 
 
-def estimate(method: str, layer: ConvLayer, values: NDArray[np.float64], exponent: int) -> Spectrum:
+def estimate(method: str, shared: Shared, values: NDArray[np.float64]) -> Spectrum:
     """Return the spectrum of a layer as it runs that a method estimates.
 
     Args:
         method: its registered name.
-        layer: the layer.
-        values: in any order, less the scale.
-        exponent: of the power of two to scale them by.
+        shared: of the layer.
+        values: of the scaled layer, in any order.
 
     Raises:
         UnavailableError: they exceed the range of float64.
     """
-    geometry = layer.geometry
-    with np.errstate(over="ignore", under="ignore"):
-        descending = np.ldexp(np.sort(values)[::-1], exponent)
-    if not np.isfinite(descending).all():
-        raise UnavailableError("singular values exceed the range of float64")
+    geometry = shared.layer.geometry
+    descending = shared.unscaled(np.sort(values)[::-1])
     return Spectrum(
         method=method,
         of=f"{geometry.padding_mode} {'x'.join(map(str, geometry.size))}",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convsv.execution import Execution
 from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import DEFAULT, SpectrumOptions, method
+from convsv.spectra import DEFAULT, Shared, SpectrumOptions, method
 from convsv.spectra._samples import estimate, sample_symbol
 
 __all__ = ["MEASURED_BEST", "QuantileVariant", "asymptotic", "quantiles"]
@@ -49,6 +49,7 @@ def asymptotic(
     layer: ConvLayer,
     execution: Execution,
     options: SpectrumOptions = DEFAULT,
+    shared: Shared | None = None,
     *,
     variant: QuantileVariant = MEASURED_BEST,
 ) -> Spectrum:
@@ -69,14 +70,17 @@ def asymptotic(
         layer: any layer.
         execution: where to compute.
         options: what is wanted.
+        shared: what is known of the layer already.
         variant: how the quantiles are read.
 
     Raises:
         UnavailableError: a weight is not finite, or the values do not fit into memory or the range of float64.
         GeometryError: the layer has no output.
     """
-    samples = sample_symbol(layer, execution, variant.points)
-    return estimate("asymptotic", layer, quantiles(samples.values, samples.count, variant), samples.exponent)
+    shared = shared or Shared(layer, execution)
+    points = variant.points
+    samples = shared.once(sample_symbol) if points is None else sample_symbol(shared, points)
+    return estimate("asymptotic", shared, quantiles(samples.values, samples.count, variant))
 
 
 def quantiles(samples: NDArray[np.float64], count: int, variant: QuantileVariant) -> NDArray[np.float64]:

@@ -26,8 +26,9 @@ from convsv.execution import Execution
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import DEFAULT, SpectrumOptions, method
-from convsv.spectra._copies import affordable_copy, boundary_axes, own_values
+from convsv.spectra import DEFAULT, Shared, SpectrumOptions, method
+from convsv.spectra._copies import affordable_copy, boundary_axes
+from convsv.spectra._dense import DenseLayer, dense_values
 from convsv.spectra._moments import bent, frobenius_norm, largest_value
 from convsv.spectra._samples import SymbolSamples, estimate, sample_symbol
 
@@ -40,7 +41,9 @@ _SHARPNESS, _SHARPNESS_ALONE = 8, 2
 
 
 @method("calibrated", guarantee="estimate", reference="convsv, after Yi 2020")
-def calibrated(layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT) -> Spectrum:
+def calibrated(
+    layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT, shared: Shared | None = None
+) -> Spectrum:
     """Return estimates of the layer's own singular values: quantiles, a boundary and two exact moments.
 
     The sum of squares is exact and the largest value nearly so, for every padding mode; quantiles that are equal stay
@@ -58,25 +61,28 @@ def calibrated(layer: ConvLayer, execution: Execution, options: SpectrumOptions 
         layer: any layer.
         execution: where to compute.
         options: what is wanted.
+        shared: what is known of the layer already.
 
     Raises:
         UnavailableError: a weight is not finite, or the values do not fit into memory or the range of float64.
         GeometryError: the layer has no output.
     """
-    samples = sample_symbol(layer, execution)
-    kernel, geometry = samples.kernel, layer.geometry
-    frobenius = frobenius_norm(kernel, geometry)
-    if frobenius == 0:
-        return estimate("calibrated", layer, np.zeros(samples.count * len(kernel)), samples.exponent)
+    shared = shared or Shared(layer, execution)
+    shared.require_entries()
+    kernel, geometry = shared.kernel, layer.geometry
     is_open = any(boundary_axes(geometry, tuple(kernel.shape[3:])))
     copy = affordable_copy(kernel, geometry, execution) if is_open else None
-    own = own_values(kernel, copy, execution) if copy else np.zeros(0)
     if copy == geometry:
-        return estimate("calibrated", layer, own, samples.exponent)
+        return estimate("calibrated", shared, shared.once(dense_values)[0])
+    samples = shared.once(sample_symbol)
+    frobenius = frobenius_norm(kernel, geometry)
+    if frobenius == 0:
+        return estimate("calibrated", shared, np.zeros(samples.count * len(kernel)))
+    own = DenseLayer.of(kernel, copy).values(execution)[0] if copy else np.zeros(0)
     quantiles = _pooled(samples, own, _weights(samples, geometry, copy))
     largest = largest_value(samples, geometry, execution)
     sharpness = _SHARPNESS if copy else _SHARPNESS_ALONE
-    return estimate("calibrated", layer, bent(quantiles, frobenius, largest, sharpness), samples.exponent)
+    return estimate("calibrated", shared, bent(quantiles, frobenius, largest, sharpness))
 
 
 def _weights(samples: SymbolSamples, geometry: Geometry, copy: Geometry | None) -> tuple[float, float]:

@@ -19,16 +19,18 @@ from convsv.execution import Execution, full_precision, one_thread_a_call
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import DEFAULT, SpectrumOptions, method
+from convsv.spectra import DEFAULT, Shared, SpectrumOptions, method
 from convsv.spectra._routes import Problem, Route, choose_route
 from convsv.spectra._statistics import Collector
-from convsv.symbol import NormalForm, grid_symbol, half_grid, normal_form
+from convsv.symbol import NormalForm, grid_symbol, half_grid
 
 __all__ = ["SingularVectors", "circulant", "singular_vectors"]
 
 
 @method("circulant", guarantee="certified", reference="Sedghi, Gupta, Long 2019; Senderovich et al. 2022")
-def circulant(layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT) -> Spectrum:
+def circulant(
+    layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT, shared: Shared | None = None
+) -> Spectrum:
     """Return all singular values of the layer with circular padding at its size, or only their statistics.
 
     For c_out and c_in channels a group, input size N and stride s there are ``prod(N / s) * min(c_out, c_in prod(s))``
@@ -48,12 +50,15 @@ def circulant(layer: ConvLayer, execution: Execution, options: SpectrumOptions =
         layer: any layer.
         execution: where to compute.
         options: whether to keep the values, and how accurate they must be.
+        shared: what is known of the layer already.
 
     Raises:
         UnavailableError: the stride does not divide the size, a weight is not finite, or the values are to be kept and
             do not fit into the memory budget, or do not fit into the range of float64.
     """
-    exponent, form, size = _scaled_form(layer)
+    shared, size = shared or Shared(layer, execution), _grid(layer.geometry)
+    shared.require_entries()
+    exponent, form = shared.exponent, shared.form
     problem = Problem(form.kernel, _distinct(form, size))
     copies = math.prod(size) // math.prod(problem.grid)
     matrices = form.kernel.shape[0] * problem.sides[0]
@@ -114,35 +119,21 @@ def singular_vectors(layer: ConvLayer, indices: Sequence[Sequence[int]] | NDArra
         UnavailableError: the stride does not divide the size, or a weight is not finite.
         UsageError: there is not one integer an axis.
     """
-    exponent, form, size = _scaled_form(layer)
+    shared, size = Shared(layer, Execution("cpu")), _grid(layer.geometry)
+    shared.require_entries()
     chosen = np.asarray(indices)
     if chosen.ndim != 2 or chosen.shape[1] != len(size) or chosen.dtype.kind not in "iu":
         raise UsageError("frequencies are integers, one an axis", found=f"{chosen.dtype} of shape {chosen.shape}")
     chosen = chosen.astype(np.int64) % size
     try:
-        left, values, right = torch.linalg.svd(grid_symbol(form, size, torch.from_numpy(chosen)), full_matrices=False)
+        left, values, right = torch.linalg.svd(
+            grid_symbol(shared.form, size, torch.from_numpy(chosen)), full_matrices=False
+        )
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ComputationError("the singular value decomposition failed", found=str(error)) from None
     sides = left.mT.resolve_conj().numpy(), right.conj().resolve_conj().numpy()
     outer, inner = reversed(sides) if layer.geometry.transposed else sides
-    return SingularVectors(2 * math.pi * chosen / size, outer, _scaled(values.numpy(), exponent), inner)
-
-
-def _scaled_form(layer: ConvLayer) -> tuple[int, NormalForm, tuple[int, ...]]:
-    """Return e, the normal form of the kernel times 2^-e, in float64, and the number of frequencies an axis.
-
-    Raises:
-        UnavailableError: the stride does not divide the size, a weight is not finite, or there is none.
-    """
-    geometry = layer.geometry
-    size = _grid(geometry)
-    stored = layer.kernel()
-    if not stored.size:
-        raise UnavailableError("the kernel has no entries", found=f"shape {layer.shape}")
-    # The largest entry comes to lie in [1/2, 1); scaling by a power of two is exact.
-    exponent = int(np.frexp(np.abs(stored).max(initial=0.0))[1])
-    scaled = torch.from_numpy(np.ldexp(stored, -exponent))
-    return exponent, normal_form(scaled, geometry.stride, geometry.dilation), size
+    return SingularVectors(2 * math.pi * chosen / size, outer, _scaled(values.numpy(), shared.exponent), inner)
 
 
 def _grid(geometry: Geometry) -> tuple[int, ...]:

@@ -10,14 +10,16 @@ from convsv.errors import UnavailableError
 from convsv.execution import Execution
 from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import DEFAULT, SpectrumOptions, method
+from convsv.spectra import DEFAULT, Shared, SpectrumOptions, method
 from convsv.spectra._statistics import statistics
 
 __all__ = ["enclosure"]
 
 
 @method("enclosure", guarantee="certified", reference="convsv; Cauchy 1829")
-def enclosure(layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT) -> Spectrum:
+def enclosure(
+    layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT, shared: Shared | None = None
+) -> Spectrum:
     """Return proven upper ends of all singular values of the layer as it runs; the lower ends stand beside the values.
 
     For every size, stride, dilation, number of groups and padding. Each value lies between ``lower_values`` and
@@ -28,16 +30,16 @@ def enclosure(layer: ConvLayer, execution: Execution, options: SpectrumOptions =
         layer: any layer.
         execution: where to compute, always in float64.
         options: what is wanted.
+        shared: what is known of the layer already.
 
     Raises:
         UnavailableError: a weight is not finite, the kernel has no entries, or the values do not fit into the memory
             budget or the range of float64.
         GeometryError: the layer has no output.
     """
-    kernel, geometry = torch.from_numpy(layer.kernel()), layer.geometry
-    if not kernel.numel():
-        raise UnavailableError("the kernel has no entries", found=f"shape {layer.shape}")
-    lower, upper = enclose_spectrum(kernel, geometry, execution=execution)
+    shared, geometry = shared or Shared(layer, execution), layer.geometry
+    shared.require_entries()
+    lower, upper = enclose_spectrum(torch.from_numpy(shared.stored), geometry, execution=execution)
     if not np.isfinite(upper).all():
         raise UnavailableError("singular values exceed the range of float64")
     error = float(np.nextafter((upper - lower).max(), np.inf))

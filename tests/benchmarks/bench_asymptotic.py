@@ -19,17 +19,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from layers import CHECKPOINTS, Kernel
 
 from cases import Case
 from convsv.errors import UnavailableError
@@ -42,18 +39,16 @@ from convsv.spectra.calibrated import calibrated
 from convsv.spectra.circulant import circulant
 from trained import at_size, errors, exact_values, resnet20
 
-CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 SIZES = (4, 6, 8, 12, 16, 24, 32)
 EXECUTION = Execution("cpu")
 COLUMNS = ("l2", "mean", "max", "log_small")
 NODES: tuple[Any, ...] = ("i/n", "i/(n+1)", "(i-1/2)/n")
 BRANCHES: tuple[Any, ...] = ("each", "all")
 
-Array = NDArray[np.float64]
 Row = tuple[str, int, str, bool, tuple[float, ...]]
 
 
-def two_moments(layer: ConvLayer, exact: Array) -> Array:
+def two_moments(layer: ConvLayer, exact: Kernel) -> Kernel:
     """Quantiles with the exact norm and Frobenius norm: the larger root of a quadratic equation for alpha."""
     middle = QuantileVariant("(i-1/2)/n", "hazen", "all")
     q = values(asymptotic(layer, EXECUTION, variant=middle))
@@ -64,14 +59,14 @@ def two_moments(layer: ConvLayer, exact: Array) -> Array:
     return np.asarray(q * (alpha + (beta - alpha) * t))
 
 
-def values(spectrum: Spectrum) -> Array:
+def values(spectrum: Spectrum) -> Kernel:
     assert spectrum.values is not None
     return spectrum.values
 
 
-def methods() -> dict[str, Callable[[ConvLayer, Array], Array]]:
+def methods() -> dict[str, Callable[[ConvLayer, Kernel], Kernel]]:
     """Every method by the name it has in the table."""
-    found: dict[str, Callable[[ConvLayer, Array], Array]] = {
+    found: dict[str, Callable[[ConvLayer, Kernel], Kernel]] = {
         "circulant": lambda layer, _: values(circulant(layer, EXECUTION))
     }
     for branches in BRANCHES:
@@ -84,13 +79,13 @@ def methods() -> dict[str, Callable[[ConvLayer, Array], Array]]:
     return found
 
 
-def log_small(found: Array, exact: Array) -> float:
+def log_small(found: Kernel, exact: Kernel) -> float:
     """Mean logarithmic error of the smallest fifth; what is below a millionth of the largest value counts as that."""
     least, small = 1e-6 * exact[0], slice(int(0.8 * len(exact)), None)
     return float(np.abs(np.log((found[small] + least) / (exact[small] + least))).mean())
 
 
-def measured(name: str, stored: Array, case: Case) -> Iterator[Row]:
+def measured(name: str, stored: Kernel, case: Case) -> Iterator[Row]:
     """Yield a row a method."""
     exact, layer = exact_values(case, stored), case.layer(stored)
     whole = affordable_copy(torch.from_numpy(stored[None]), case.geometry, EXECUTION) == case.geometry

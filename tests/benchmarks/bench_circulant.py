@@ -15,46 +15,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import resource
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from layers import Kernel, Shape, Times, timed
 from threadpoolctl import threadpool_limits
 
-from convsv.api import layer_of
 from convsv.execution import Execution
-from convsv.geometry import GeometryFacts
-from convsv.layer import ConvLayer
 from convsv.results import Spectrum
 from convsv.spectra import SpectrumOptions
 from convsv.spectra.circulant import circulant
-
-Kernel = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A square layer: channels, taps, input size and stride; and how often the network has it."""
-
-    name: str
-    out: int
-    inp: int
-    k: int
-    size: int
-    stride: int
-    times: int = 1
-
 
 RESNET18 = [
     Shape("conv1", 64, 3, 7, 224, 2),
@@ -71,17 +47,6 @@ RESNET18 = [
 ]
 """All 20 convolutions of ResNet-18 at 224x224."""
 LARGE = Shape("64 channels", 64, 64, 3, 1024, 1)
-
-
-def weights(shape: Shape, seed: int) -> Kernel:
-    scale = math.sqrt(2 / (shape.inp * shape.k**2))
-    drawn = np.random.default_rng(seed).standard_normal((shape.out, shape.inp, shape.k, shape.k)) * scale
-    # As in a checkpoint.
-    return drawn.astype(np.float32).astype(np.float64)
-
-
-def layer(shape: Shape, seed: int) -> ConvLayer:
-    return layer_of(weights(shape, seed), GeometryFacts(size=shape.size, stride=shape.stride))
 
 
 def layers(*, quick: bool) -> list[tuple[Shape, int]]:
@@ -111,29 +76,14 @@ def published(kernel: Kernel, n: int) -> Kernel:
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds on the clock and of all cores together."""
-
-    wall: float
-    cpu: float
-
-    def __add__(self, other: Times) -> Times:
-        return Times(self.wall + other.wall, self.cpu + other.cpu)
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, Times]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return result, Times(time.perf_counter() - wall, time.process_time() - cpu)
-
-
 def ours(shape: Shape, seed: int, dtype: str, *, values: bool = False) -> Spectrum:
-    return circulant(layer(shape, seed), Execution(device="cpu", dtype=dtype), SpectrumOptions(values=values))
+    return circulant(
+        shape.layer(shape.weights(seed)), Execution(device="cpu", dtype=dtype), SpectrumOptions(values=values)
+    )
 
 
 def rival(shape: Shape, seed: int, threads: str) -> tuple[Kernel, Times]:
-    kernel = weights(shape, seed)
+    kernel = shape.weights(seed)
     with threadpool_limits(1 if threads == "one" else None):
         return timed(lambda: published(polyphase(kernel, shape.stride), shape.size // shape.stride))
 
@@ -164,7 +114,7 @@ def compare(threads: list[str], *, quick: bool) -> None:
     totals: dict[str, Times] = {}
     for shape, seed in layers(quick=quick):
         for name, spent in row(shape, seed, threads).items():
-            totals[name] = totals.get(name, Times(0, 0)) + spent
+            totals[name] = totals.get(name, Times()) + spent
     print("\ntotals, in seconds (clock, all cores)")
     for name, spent in totals.items():
         print(f"  {name:14}{spent.wall:9.2f}{spent.cpu:9.2f}")
