@@ -124,6 +124,7 @@ class Geometry:
         transposed: whether the layer is the adjoint of the convolution described here.
         output_padding: extra rows of the output of a transposed layer, one integer an axis.
         origin: for each of the names above, where its value was learned.
+        is_same: whether the source said "same" and the amounts follow from the size; no part of what is compared.
     """
 
     size: Ints
@@ -135,6 +136,7 @@ class Geometry:
     transposed: bool = False
     output_padding: Ints = ()
     origin: Mapping[str, Origin] = field(default_factory=dict)
+    is_same: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Fill the per-axis defaults and refuse impossible values.
@@ -226,7 +228,8 @@ def resolve(kernel_size: Ints, sources: Sequence[tuple[Origin, GeometryFacts]]) 
             keeps the size.
 
     Returns:
-        The geometry, with the origin of each field.
+        The geometry, with the origin of each field. Amounts that follow from "same" have the weakest origin of what
+        they were computed from; that a forward layer has no output padding is learned with its being one.
 
     Raises:
         GeometryError: a value has the wrong number of axes or is out of range.
@@ -242,8 +245,13 @@ def resolve(kernel_size: Ints, sources: Sequence[tuple[Origin, GeometryFacts]]) 
             said = getattr(facts, name)
             if said is not None:
                 value[name], origin[name] = said, source
+    if not value["transposed"] and origin["output_padding"] == "assumed":
+        origin["output_padding"] = origin["transposed"]  # a forward layer has none
     per_axis = {name: _per_axis(name, value[name], dims) for name in ("size", "stride", "dilation", "output_padding")}
     padding = _padding_amounts(value["padding"], kernel_size, per_axis, transposed=bool(value["transposed"]))
+    if value["padding"] == "same":
+        leaning = _same_leans_on(kernel_size, per_axis["stride"], transposed=bool(value["transposed"]))
+        origin["padding"] = max((origin["padding"], *(origin[name] for name in leaning)), key=ORIGINS.index)
     return Geometry(
         size=per_axis["size"],
         stride=per_axis["stride"],
@@ -254,6 +262,7 @@ def resolve(kernel_size: Ints, sources: Sequence[tuple[Origin, GeometryFacts]]) 
         transposed=bool(value["transposed"]),
         output_padding=per_axis["output_padding"],
         origin=origin,
+        is_same=value["padding"] == "same",
     )
 
 
@@ -276,6 +285,15 @@ def _padding_amounts(spec: object, kernel_size: Ints, per_axis: Mapping[str, Int
     if isinstance(spec, Sequence) and len(spec) == dims and all(isinstance(p, Sequence) and len(p) == 2 for p in spec):
         return tuple((int(before), int(after)) for before, after in spec)
     return tuple((amount, amount) for amount in _per_axis("padding", spec, dims))
+
+
+def _same_leans_on(kernel_size: Ints, stride: Ints, *, transposed: bool) -> tuple[str, ...]:
+    """Return the names of what the amounts of "same" padding depend on: at stride 1 no size, for one tap nothing."""
+    if all(k == 1 for k in kernel_size):
+        return ()
+    if all(s == 1 for k, s in zip(kernel_size, stride, strict=True) if k > 1):
+        return "stride", "dilation"
+    return ("stride", "dilation", "transposed") if transposed else ("stride", "dilation", "transposed", "size")
 
 
 def _same_amounts(k: int, n: int, stride: int, dilation: int, *, transposed: bool) -> tuple[int, int]:

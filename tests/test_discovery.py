@@ -140,6 +140,7 @@ REFUSED: Mapping[str, list[Shapes]] = {
     ],
     "not floating point": [],
     "module class": [],
+    "operand": [],
     "broadcast vector": [{"gamma": (1, 64, 1, 1)}, {"block.layer_scale_1": (64, 1, 1)}, {"alpha": (1, 1, 1)}],
     "feature map": [{"codevectors": (1, 640, 128)}, {"learned": (1, 16, 7, 7)}],
     "unnamed": [{"experts.w1_v": (8, 512, 256)}, {"triplane": (3, 32, 64)}],

@@ -96,6 +96,18 @@ def test_nothing_said_is_assumed() -> None:
     assert set(g.origin.values()) == {"assumed"}
 
 
+@pytest.mark.parametrize(
+    ("transposed", "stated", "origin"),
+    [(False, None, "stored"), (True, None, "assumed"), (True, 1, "stored"), (None, None, "assumed")],
+    ids=["forward", "transposed", "transposed and stated", "unknown"],
+)
+def test_that_a_forward_layer_has_no_output_padding_is_known_as_well_as_that_it_is_forward(
+    transposed: bool | None, stated: int | None, origin: str
+) -> None:
+    g = resolve((3,), [("stored", GeometryFacts(stride=2, transposed=transposed, output_padding=stated))])
+    assert g.origin["output_padding"] == origin
+
+
 def test_stronger_source_wins_whatever_the_order() -> None:
     said: list[tuple[Origin, GeometryFacts]] = [
         ("option", GeometryFacts(size=8)),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from convsv.checkpoints import Checkpoint, ModuleFacts, open_checkpoint
-from convsv.checkpoints._keras_config import class_of_name, parse_layers, snake_case
+from convsv.checkpoints._keras_config import parse_layers
+from convsv.checkpoints._keras_layer import class_of_name, snake_case
 from convsv.checkpoints.discovery import find_layers
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 from convsv.geometry import GeometryFacts, resolve
@@ -155,14 +156,17 @@ def test_weights_only_files_tell_the_class_by_the_automatic_name(tmp_path: Path)
     checkpoint = open_checkpoint(tmp_path / "m.h5")
     same(values(checkpoint), written)
     found = {
-        facts.name: (facts.class_name, facts.geometry.transposed, facts.geometry.groups) for facts in checkpoint.modules
+        facts.name: (facts.class_name, facts.inferred.transposed, facts.inferred.groups) for facts in checkpoint.modules
     }
+    assert all(facts.geometry == GeometryFacts() for facts in checkpoint.modules)
     assert found == {
         "conv2d_3": ("Conv2D", False, None),
         "conv2d_transpose": ("Conv2DTranspose", True, None),
         "depthwise_conv2d_1": ("DepthwiseConv2D", False, 6),
         "block1_conv1": ("", None, None),
     }
+    origins = {layer.name: layer.geometry.origin["transposed"] for layer in find_layers(checkpoint)}
+    assert origins == {name: "assumed" if name == "block1_conv1" else "inferred" for name in found}
 
 
 @pytest.mark.parametrize(
@@ -437,7 +441,11 @@ def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None
 def only_geometry(folder: Path, layer: dict[str, Any], *shapes: Sequence[int]) -> GeometryFacts:
     weights_file(folder / "w.h5", {f"layers/{snake_case(layer['class_name'])}": shapes})
     checkpoint = open_checkpoint(archive(folder / "m.keras", model(layer), folder / "w.h5"))
-    assert checkpoint.problems == ()
+    impossible = "lengths that cannot be"
+    assert all(impossible in problem for problem in checkpoint.problems)
+    stated = layer.get("build_config", {}).get("input_shape")
+    odd = isinstance(stated, list) and any(n is not None and (type(n) is not int or n < 1) for n in stated)
+    assert len(checkpoint.problems) == odd
     return checkpoint.modules[0].geometry
 
 

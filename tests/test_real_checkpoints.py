@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ SHARED = ROOT.parent / "shared" / "checkpoints"
 COUNTS = {
     "resnet20-cifar10.th": {"conv2d": 19},
     "ultraface-rfb320.pth": {"conv2d": 52},
+    "ultraface-rfb320.onnx": {"conv2d": 52},
     "burn-mnist.pt": {"conv2d": 3},
     "burn-mnist.safetensors": {"conv2d": 3},
     "beattrack-tcn.ckpt": {"conv2d": 3, "conv1d": 35},
@@ -39,6 +44,8 @@ POINTS = {1: (1024,), 2: (32, 32), 3: (16, 8, 8)}
 
 
 def layers_of(path: Path) -> tuple[ConvLayer, ...]:
+    if path.suffix == ".onnx":
+        pytest.importorskip("onnx")
     return find_layers(open_checkpoint(path))
 
 
@@ -105,3 +112,27 @@ def test_the_certified_interval_holds_the_largest_value_on_1024_frequencies(path
             assert report.norm.lower <= sup / factor * (1 + 1e-12), layer.name
         if not geometry.guessed("groups", "stride"):
             assert report.norm.width <= options.tol, layer.name
+
+
+def report(*words: object) -> list[dict[str, Any]]:
+    """The layers that a call of the program reports, less where their geometry was learned."""
+    command = [sys.executable, "-m", "convsv", *map(str, words), "--quiet", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (checkpoint,) = json.loads(done.stdout)["checkpoints"]
+    assert checkpoint["problems"] == []
+    for layer in checkpoint["layers"]:
+        del layer["geometry"]["origin"]
+    return list(checkpoint["layers"])
+
+
+def test_a_geometry_file_written_from_onnx_makes_the_state_dict_report_the_same(
+    shared_checkpoints: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    model, weights = (shared_checkpoints / f"ultraface-rfb320.{end}" for end in ("onnx", "pth"))
+    facts = tmp_path / "facts.toml"
+    known = report("layers", model, "--write-geometry", facts)
+    assert len(known) == 52
+    assert report("layers", weights, "--geometry", facts) == known
+    some = ("--include", "base_net.[07]*", "--include", "extras*")
+    assert report("analyze", model, *some) == report("analyze", weights, "--geometry", facts, *some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from convsv.checkpoints._file import RegularFile
@@ -58,11 +59,11 @@ def describe_content(file: RegularFile) -> tuple[str, str]:
     for magic, what, advice in _MAGIC:
         if head.startswith(magic):
             return what, advice
-    for test in (_sparse, _zip, _tar, _tflite, _pickle, _text, _protobuf):
+    for test in (_sparse, _zip, _tar, _ort, _tflite, _pickle, _text, _protobuf):
         found = test(head, file)
         if found:
             return found
-    return f"{file.size} bytes of an unknown kind", "name a PyTorch, safetensors, Keras or HDF5 file"
+    return f"{file.size} bytes of an unknown kind", "name a PyTorch, safetensors, Keras, HDF5 or ONNX file"
 
 
 def describe_folder(names: Sequence[str], folders: Sequence[str] = ()) -> tuple[str, str]:
@@ -103,6 +104,10 @@ def _tar(head: bytes, _: RegularFile) -> tuple[str, str] | None:
     return ("a tar archive", "unpack it first") if head[257:262] == b"ustar" else None
 
 
+def _ort(head: bytes, _: RegularFile) -> tuple[str, str] | None:
+    return ("an ONNX Runtime model (.ort)", "name the .onnx file it was made from") if head[4:8] == b"ORTM" else None
+
+
 def _tflite(head: bytes, _: RegularFile) -> tuple[str, str] | None:
     return ("a TensorFlow Lite model", "name the model it was converted from") if head[4:8] == b"TFL3" else None
 
@@ -118,6 +123,8 @@ def _text(head: bytes, _: RegularFile) -> tuple[str, str] | None:
         return "an HTML page", "the download failed or needs a login: fetch the real file"
     if text.startswith((b"<?xml", b"<Error>")):
         return "an XML document", _NOT_FETCHED
+    if re.match(rb"<?\s*ir_version\s*:", text):
+        return "an ONNX model as text", "write it as a binary .onnx file with onnx.save"
     if b"\x00" in head:
         return None
     try:
@@ -136,5 +143,5 @@ def _protobuf(head: bytes, _: RegularFile) -> tuple[str, str] | None:
     if head.startswith(b"\x08\x01\x12"):
         return "a TensorFlow SavedModel", "save the model as .keras or .h5"
     if head[0] == 0x08 and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a"):
-        return "an ONNX model (protobuf)", "name the checkpoint it was exported from"
+        return "a damaged ONNX model (protobuf)", "fetch or export it again"
     return None

@@ -10,19 +10,12 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from convsv.checkpoints import Checkpoint, ModuleFacts, RegularFile, StoredTensor
+from convsv.checkpoints import Checkpoint, ModuleFacts, Normalisation, RegularFile, StoredTensor
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._hdf5 import Dataset, Hdf5File
-from convsv.checkpoints._keras_config import (
-    CONVOLUTIONS,
-    LayerConfig,
-    Role,
-    class_of_name,
-    fits,
-    geometry_of,
-    is_einsum_dense,
-    parse_layers,
-)
+from convsv.checkpoints._hdf5_edit import place_of
+from convsv.checkpoints._keras_config import LayerConfig, fits, geometries_of, parse_layers
+from convsv.checkpoints._keras_layer import CONVOLUTIONS, Role, class_of_name, is_einsum_dense
 from convsv.errors import CorruptCheckpointError, error_context
 from convsv.geometry import GeometryFacts
 
@@ -64,9 +57,11 @@ class Contents:
         self.layers: list[LayerConfig] = []
         if config is not None:
             try:
-                self.layers = parse_layers(config)
+                self.layers, problems = parse_layers(config)
+                self.problems += problems
             except CorruptCheckpointError as error:
                 self.problems.append(f"{error.what}: geometry is not known from it")
+        self.saved: dict[str, _Module] = {}
         self.position = {id(layer): at for at, layer in enumerate(self.layers)}
         self.by_group = _grouped(self.layers, lambda layer: layer.name[0])
         self.by_title = _grouped(self.layers, lambda layer: layer.name[-1])
@@ -88,6 +83,7 @@ class Contents:
             ranks, modules = self._stored_order(root), self._named_modules(root)
         else:
             container, ranks, modules = (), {}, []
+        self.saved = {module.layer.saved_as: module for module in modules if module.layer}
         facts = [fact for module in modules for fact in self._facts(module, container)]
         ranks = ranks or {key: rank for rank, module in enumerate(modules) for key in module.shapes}
         odd = {"/".join((*container, key)): problem for module in modules for key, problem in _odd_orders(module)}
@@ -106,6 +102,7 @@ class Contents:
             container=container,
             identity=(str(file.path), *place, dataset.dtype, dataset.order, dataset.shape),
             problem=dataset.problem or problem,
+            place=place_of(dataset, file) if self.hdf5.file is file else None,
         )
 
     def _read(self, dataset: Dataset, path: str) -> NDArray[Any]:
@@ -222,7 +219,14 @@ class Contents:
             if CONVOLUTIONS[module.class_name].kind == "separable":
                 name = f"{name}/{role.removesuffix('_kernel')}"
             rest = {k: r for k, r in module.roles.items() if k == key or "kernel" not in r}
-            facts.append(self._fact(module, container, name, rest, self._geometry(module, key, role)))
+            if module.layer is None:
+                inferred = _by_name(module, module.shapes[key], role)
+                facts.append(replace(self._fact(module, container, name, rest, GeometryFacts()), inferred=inferred))
+                continue
+            calls = self._calls(module.layer, module.shapes[key], role)
+            fact = self._fact(module, container, name, rest, calls[0])
+            last = role != "depthwise_kernel" or CONVOLUTIONS[module.class_name].kind == "depthwise"
+            facts.append(replace(fact, calls=calls[1:] and calls, norm=self._norm(module.layer) if last else None))
         return facts
 
     def _fact(
@@ -235,17 +239,38 @@ class Contents:
     ) -> ModuleFacts:
         return ModuleFacts(module.path, module.class_name, geometry, container, name, dict(roles))
 
-    def _geometry(self, module: _Module, key: str, role: Role) -> GeometryFacts:
-        shape = module.shapes[key]
-        if module.layer is None:
-            # The class is known from the layer's automatic name only.
-            depthwise = shape[-2] if role == "depthwise_kernel" and len(shape) > 2 else None
-            return GeometryFacts(groups=depthwise, transposed=CONVOLUTIONS[module.class_name].kind == "transposed")
-        if not fits(module.layer, role, shape):
-            where = printable("/".join(module.layer.name))
+    def _norm(self, layer: LayerConfig) -> Normalisation | None:
+        """Return the batch normalisation behind a layer, where the file holds its variables."""
+        module = self.saved.get(layer.norm or "")
+        if module is None or module.layer is None:
+            return None
+        config, keys = module.layer.config, list(module.shapes)
+        scaled, shifted = (config.get(name, True) is not False for name in ("scale", "center"))
+        if any(re.search(r"(^|/)vars/\d+$", key) for key in keys):
+            # Keras 3 numbers them: gamma and beta where there are any, then mean and variance.
+            numbered = {int(key.rpartition("/")[2]): key for key in keys}
+            variance, scale = numbered.get(scaled + shifted + 1), numbered.get(0) if scaled else None
+        else:
+            named = {re.sub(r":\d+$", "", key.rpartition("/")[2]): key for key in keys}
+            variance, scale = named.get("moving_variance"), named.get("gamma")
+        epsilon = config.get("epsilon")
+        known = isinstance(epsilon, float) and 0 <= epsilon < 1
+        if variance is None or (scaled and scale is None):
+            return None
+        return Normalisation("/".join(module.layer.name), variance, scale, epsilon if known else None)
+
+    def _calls(self, layer: LayerConfig, shape: tuple[int, ...], role: Role) -> tuple[GeometryFacts, ...]:
+        if not fits(layer, role, shape):
+            where = printable("/".join(layer.name))
             self.problems.append(f"{where}: its configuration does not fit the stored kernel of shape {shape}: ignored")
-            return GeometryFacts()
-        return geometry_of(module.layer, role, shape)
+            return (GeometryFacts(),)
+        return geometries_of(layer, role, shape)
+
+
+def _by_name(module: _Module, shape: tuple[int, ...], role: Role) -> GeometryFacts:
+    # The class is known from the layer's automatic name only.
+    depthwise = shape[-2] if role == "depthwise_kernel" and len(shape) > 2 else None
+    return GeometryFacts(groups=depthwise, transposed=CONVOLUTIONS[module.class_name].kind == "transposed")
 
 
 # ------------------------------------------------------------------------------------------------------------ names

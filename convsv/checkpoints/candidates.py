@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from convsv.checkpoints import Checkpoint, ModuleFacts, StoredTensor
 from convsv.checkpoints._parametrizations import Parametrised, find_parametrised
+from convsv.checkpoints.folding import Fold
 from convsv.checkpoints.naming import Place, locate
 from convsv.checkpoints.rules import AXES, Candidate, refusal, remark
+from convsv.checkpoints.traced import TracedLayer
 from convsv.geometry import GeometryFacts
 from convsv.layer import Layout
 
@@ -29,6 +32,9 @@ class Find:
         notes: remarks.
         inferred: geometry read off the shapes around it.
         forced: whether the caller overruled the rules.
+        traced: what running the model told about it.
+        fold: the batch normalisation to report it with.
+        locked: why new values would not be what the network runs with, if so.
     """
 
     candidate: Candidate
@@ -39,6 +45,9 @@ class Find:
     notes: list[str] = field(default_factory=list)
     inferred: GeometryFacts = field(default_factory=GeometryFacts)
     forced: bool = False
+    traced: TracedLayer | None = None
+    fold: Fold | None = None
+    locked: str | None = None
 
     @property
     def tensor(self) -> StoredTensor:
@@ -71,6 +80,13 @@ class Find:
         """What the file says about its geometry."""
         return self.facts.geometry if self.facts else GeometryFacts()
 
+    @property
+    def calls(self) -> tuple[tuple[GeometryFacts, GeometryFacts], ...]:
+        """What the file and what running the model says about each of its calls, or once about all."""
+        if self.traced:
+            return tuple((self.stored, call) for call in self.traced.calls)
+        return tuple((call, GeometryFacts()) for call in (self.facts and self.facts.calls) or (self.stored,))
+
 
 def collect(checkpoint: Checkpoint) -> list[Find]:
     """Return the tensors of three to five axes, and the matrices among them, in stored order.
@@ -91,6 +107,9 @@ def collect(checkpoint: Checkpoint) -> list[Find]:
     return [finds[id(tensor)] for tensor in checkpoint.tensors if id(tensor) in finds]
 
 
+_RUNNING_VECTOR = re.compile(r"(vector_u|sn_u)(_\d+)?(:\d+)?")
+
+
 class _Container:
     """The tensors and modules of one container, indexed."""
 
@@ -103,12 +122,14 @@ class _Container:
         self.places = {t.key: locate(t.key, slashes=file_format == "keras") for t in tensors}
         for key in self.places.keys() & roles.keys():
             self.places[key] = replace(self.places[key], leaf=roles[key])
-        self.weights = self._weights_in_parts()
+        # The graph of an ONNX model tells what becomes of each tensor.
+        self.weights = {} if file_format == "onnx" else self._weights_in_parts()
         self.parts = {part.key: weight for weight in self.weights.values() for part in weight.parts}
         self.modules: dict[tuple[str, ...], dict[str, StoredTensor]] = defaultdict(dict)
         for tensor in tensors:
             self.modules[self.places[tensor.key].owner][self.places[tensor.key].leaf] = tensor
         self._name_variables()
+        self.normalising = self._normalising() if file_format == "keras" else ()
         self.children: dict[tuple[str, ...], set[str]] = defaultdict(set)
         for owner in self.modules:
             self.children[owner[:-1]].update(owner[-1:])
@@ -136,6 +157,12 @@ class _Container:
                 module[roles[number]] = tensor
                 self.places[tensor.key] = replace(self.places[tensor.key], leaf=roles[number])
 
+    def _normalising(self) -> tuple[str, ...]:
+        """Return the paths of Keras' spectral normalisations, each of which wraps what lies in it."""
+        named = [path for path, facts in self.facts_by_path.items() if facts.class_name == "SpectralNormalization"]
+        owning = [place.path for place in self.places.values() if _RUNNING_VECTOR.fullmatch(place.leaf)]
+        return tuple(f"{path.removesuffix('/vars')}/" for path in (*named, *owning) if path)
+
     def _find(self, tensor: StoredTensor) -> Find:
         place = self.places[tensor.key]
         module = self.modules[place.owner]
@@ -149,6 +176,11 @@ class _Container:
             frozenset(self.children.get(place.owner, ())),
         )
         find = Find(candidate, facts, self.weights.get(tensor.key))
+        find.inferred = facts.inferred if facts else find.inferred
+        if tensor.key.startswith(self.normalising):
+            find.locked = (
+                "Keras' SpectralNormalization divides this kernel by its own norm again as soon as it is trained"
+            )
         if tensor.key in self.parts:
             owner = self.parts[tensor.key].owner or self.parts[tensor.key].parameter
             find.refused = ("part of a weight", f"the weight of {owner!r} is computed from it")

@@ -6,24 +6,29 @@ what is only shaped like a kernel (``rules``, ``copies``), geometry (``sources``
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from convsv.checkpoints import Checkpoint
+from convsv.checkpoints.assembly import layers_of, unused
 from convsv.checkpoints.candidates import Find, collect
 from convsv.checkpoints.copies import drop_moving_averages, note_ties
-from convsv.checkpoints.naming import locate, natural
+from convsv.checkpoints.folding import find_folds
+from convsv.checkpoints.naming import locate, natural, strip_wrappers
 from convsv.checkpoints.rules import is_convolution, is_kernel_name
-from convsv.checkpoints.sources import Channels, GeometryOptions, Subject, depthwise, resolve_geometry
+from convsv.checkpoints.sources import Channels, GeometryOptions, depthwise, overruled
+from convsv.checkpoints.traced import Stored, Trace, match
+from convsv.errors import escaped
 from convsv.layer import ConvLayer
 
 __all__ = ["Discovery", "Skipped", "discover", "find_layers"]
 
 _BARE = GeometryOptions()
+_NOT_LISTED = "is not listed"
+"""How a line ends, here and in the readers, about a weight that may be a convolution and has no row."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,14 @@ class Discovery:
         layers: the convolutions, in stored order, with unique names.
         skipped: what is only shaped like a kernel.
         problems: what the caller should be told, one line each.
+        unlisted: those of them, and of the checkpoint's own, that are about weights which may be convolutions and
+            cannot be listed; each begins with the key of the weight and a colon.
     """
 
     layers: tuple[ConvLayer, ...]
     skipped: tuple[Skipped, ...] = ()
     problems: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 def find_layers(
@@ -108,15 +116,20 @@ def discover(
     kept = [find for find in finds if find.refused is None]
     _infer(finds)
     note_ties(kept)
+    problems += _apply_trace(kept, geometry.trace)
+    if geometry.fold:
+        find_folds(checkpoint, kept, geometry.fold)
     chosen = [
         find
         for find in kept
         if (find.forced or _matches(find.name, include or ("*",))) and not _matches(find.name, exclude)
     ]
-    layers = tuple(_layer(find, geometry) for find in chosen)
+    layers = layers_of(chosen, geometry, {find.name for find in kept})
     problems += _without_effect(geometry, [find.name for find in kept], layers)
+    problems = [escaped(line) for line in problems]
     skipped = [Skipped(_joined(find), *find.refused) for find in finds if find.refused and not find.matrix]
-    return Discovery(layers, tuple(skipped), tuple(problems))
+    unlisted = tuple(line for line in (*checkpoint.problems, *problems) if line.endswith(_NOT_LISTED))
+    return Discovery(layers, tuple(skipped), tuple(problems), unlisted)
 
 
 # ------------------------------------------------------------------------------------------------------------ names
@@ -139,7 +152,7 @@ def _give_names(finds: Sequence[Find]) -> None:
                 find.name = longer(find)
     taken: set[str] = set()
     for find in finds:
-        find.name = _unused(find.name, taken)
+        find.name = unused(find.name, taken)
         taken.add(find.name)
 
 
@@ -168,7 +181,7 @@ def _force(find: Find, taken: set[str]) -> None:
     rule = find.refused[0]
     find.notes.append(f"included by name, against the rule {rule!r}")
     find.refused, find.forced = None, True
-    find.name = _unused(find.place.full if find.place.full not in taken else _joined(find), taken)
+    find.name = unused(find.place.full if find.place.full not in taken else _joined(find), taken)
     taken.add(find.name)
 
 
@@ -185,11 +198,6 @@ def _without_shape(checkpoint: Checkpoint) -> list[str]:
             key = place.separator.join((*tensor.container, tensor.key))
             problems.append(f"{key}: {tensor.problem}; {what} is not listed")
     return problems
-
-
-def _unused(name: str, taken: Container[str]) -> str:
-    numbered = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
-    return next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _matches(name: str, globs: Iterable[str]) -> bool:
@@ -251,47 +259,31 @@ def _oik(find: Find) -> bool:
     return find.candidate.layout == "OIK"
 
 
-def _layer(find: Find, options: GeometryOptions) -> ConvLayer:
-    tensor, candidate = find.tensor, find.candidate
-    notes = list(find.notes)
-    shape, read = tensor.shape, find.parametrised.read if find.parametrised else tensor.read
-    if find.modulated:
-        notes.append(f"stored as {shape}")
-        shape, read = shape[1:], lambda: tensor.read()[0]
-    subject = Subject(find.name, shape, candidate.layout, find.stored, find.inferred)
-    geometry, contradiction = resolve_geometry(subject, options)
-    if contradiction:
-        notes.append(f"what the file says about its geometry is left out: {contradiction}")
-    if find.parametrised:
-        notes.append(f"weight computed from its parts: {find.parametrised.how}")
-    return ConvLayer(
-        name=find.name,
-        weight=tensor.key,
-        shape=shape,
-        dtype=tensor.dtype,
-        layout=candidate.layout,
-        geometry=geometry,
-        read=read,
-        notes=tuple(notes),
-        problem=_problem(find),
-    )
+def _apply_trace(kept: Sequence[Find], trace: Trace | None) -> list[str]:
+    """Tell each kernel what running the model told about it; return a line for each layer that only one of both has."""
+    if trace is None:
+        return []
+    stored = []
+    for find in kept:
+        # In another order of axes no shape is that of the traced parameter.
+        shape = find.tensor.shape if _oik(find) else ()
+        stored.append(Stored(".".join(strip_wrappers(find.place.owner)), find.place.leaf, shape, find.tensor.container))
+    matches, problems = match(trace, stored)
+    for place, traced in matches.items():
+        kept[place].traced = traced
+        if traced.computed and not kept[place].parametrised:
+            kept[place].notes.append("the model computes its weight from what is stored: this is about what is stored")
+            kept[place].locked = kept[place].locked or "the model computes its weight from what is stored"
+        problems += _otherwise(kept[place], trace.model)
+    return [*trace.notes, *problems]
 
 
-def _problem(find: Find) -> str | None:
-    tensor = find.tensor
-    if find.parametrised and find.parametrised.problem:
-        return find.parametrised.problem
-    if tensor.problem:
-        return tensor.problem
-    if not math.prod(tensor.shape):
-        return f"has no weights: its shape is {tensor.shape}"
-    if find.modulated:
-        return "its kernel is scaled anew for every input: what is stored is not what runs"
-    if tensor.dtype.startswith("complex"):
-        return "its weights are complex numbers, which are not supported"
-    if not find.candidate.floating:
-        return f"its weights are stored as {tensor.dtype}: quantised, and the scale is not known"
-    return None
+def _otherwise(find: Find, model: str) -> list[str]:
+    """Return a line where the traced calls of a layer are not as the file, which is believed, says they are."""
+    calls = find.traced.calls if find.traced else ()
+    lines = (", ".join(overruled(find.candidate.kernel_size, find.stored, call)) for call in calls)
+    said = "; ".join(dict.fromkeys(filter(None, lines)))
+    return [f"{model}: layer {find.name!r} was traced with {said} as in the file: the file is believed"] if said else []
 
 
 def _without_effect(options: GeometryOptions, names: Sequence[str], layers: Sequence[ConvLayer]) -> list[str]:
@@ -300,6 +292,10 @@ def _without_effect(options: GeometryOptions, names: Sequence[str], layers: Sequ
     if options.sidecar:
         globs = options.sidecar.unmatched(names)
         problems += [f'{options.sidecar.path}: [layers."{glob}"] matches no layer' for glob in globs]
+    unfolded = sum(not layer.folded for layer in layers) if options.fold else 0
+    if unfolded:
+        advice = "" if options.fold == "by-order" else "; a trace may tell it, and the order of the keys may suggest it"
+        problems.append(f"no batch normalisation is known to follow {unfolded} of {len(layers)} layers{advice}")
     size = options.size
     if size is not None and len(size) > 1:
         missed = [layer for layer in layers if layer.geometry.origin["size"] == "assumed"]

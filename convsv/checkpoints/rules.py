@@ -88,6 +88,8 @@ def refusal(candidate: Candidate) -> tuple[str, str] | None:
     A kernel of a class that is known to be a convolution is refused in an optimizer only.
     """
     known = candidate.named_kernel and is_convolution(candidate.class_name)
+    if known and candidate.leaf == "kernel_oik":
+        return None  # the file itself says what it is used for
     for name, rule in RULES.items():
         reason = None if known and rule is not _optimizer else rule(candidate)
         if reason:
@@ -181,6 +183,12 @@ def _module_class(c: Candidate) -> str | None:
     if c.class_name and not is_convolution(c.class_name) and _OTHER_CLASS.search(c.class_name):
         return f"its module is a {c.class_name}"
     return None
+
+
+@_rule("operand")
+def _operand(c: Candidate) -> str | None:
+    told = c.leaf == "operand" and c.class_name and not is_convolution(c.class_name)
+    return f"an operand of {c.class_name}, which is no convolution" if told else None
 
 
 # ------------------------------------------------------------------------------------------------ what the names say

@@ -15,29 +15,22 @@ wrong number of axes is an error.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-from convsv.errors import GeometryError, UsageError, error_context
+from convsv.errors import GeometryError, error_context
 from convsv.geometry import PADDINGS, GeometryFacts
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from convsv.tomlfile import near_miss, read_toml, shown
 
 __all__ = ["Sidecar", "Table", "read_sidecar"]
 
-_MAX_BYTES = 1 << 20
 _LARGEST = 2**31 - 1
-_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -99,65 +92,60 @@ class Sidecar:
             wanted = wanted if table.max_norm is None else table.max_norm
         return wanted
 
+    @property
+    def states_norms(self) -> bool:
+        """Whether it states a largest norm for any layer."""
+        return any(table.max_norm is not None for table in (self.defaults, *self.tables))
+
     def unmatched(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return the globs that match none of these layer names."""
-        known = tuple(names)
-        return tuple(t.glob for t in self.tables if not any(fnmatchcase(name, t.glob) for name in known))
+        known = frozenset(names)
+        return tuple(table.glob for table in self.tables if not _any_matches(known, table.glob))
 
     def _matching(self, name: str) -> list[Table]:
-        return [table for table in self.tables if fnmatchcase(name, table.glob)]
+        wild = (place for place in self._wild if fnmatchcase(name, self.tables[place].glob))
+        return [self.tables[place] for place in sorted((*wild, *self._literal.get(name, ())))]
+
+    # A file that states every layer by its own name has thousands of tables: those are looked up, not tried.
+
+    @cached_property
+    def _literal(self) -> Mapping[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for place, table in enumerate(self.tables):
+            name = _only_name(table.glob)
+            if name is not None:
+                places.setdefault(name, []).append(place)
+        return places
+
+    @cached_property
+    def _wild(self) -> tuple[int, ...]:
+        return tuple(place for place, table in enumerate(self.tables) if _only_name(table.glob) is None)
 
 
 def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
     """Read a geometry file.
 
     Args:
-        path: a TOML file of at most 1 MiB.
+        path: a TOML file of at most 16 MiB.
 
     Raises:
         UsageError: it is not there, not a regular file, too large, or not TOML.
         GeometryError: it names an unknown table or key, or a value that is of the wrong type or impossible.
     """
     with error_context(path=str(path)):
-        document = _parse(_text(Path(path)))
+        document = read_toml(path, "a geometry file")
         _refuse_unknown(document, ("defaults", "layers"), "table")
         layers = document.get("layers", {})
         if not isinstance(layers, dict):
-            raise GeometryError("layers must hold tables", found=_shown(layers), advice='write [layers."name"]')
+            raise GeometryError("layers must hold tables", found=shown(layers), advice='write [layers."name"]')
         defaults = _table("[defaults]", "*", document.get("defaults", {}))
         tables = tuple(_table(f"[layers.{_quoted(glob)}]", glob, body) for glob, body in layers.items())
     return Sidecar(str(path), defaults, tables)
 
 
-def _text(path: Path) -> str:
-    if not path.exists():
-        raise UsageError("no such file")
-    if not path.is_file():
-        raise UsageError("is not a regular file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError("cannot be read", found=error.strerror or str(error)) from None
-    if len(content) > _MAX_BYTES:
-        raise UsageError(f"a geometry file may have at most {_MAX_BYTES} bytes")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise UsageError("is not UTF-8 text") from None
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise UsageError("is not a TOML file", found=str(error) or "too deeply nested") from None
-    return document
-
-
 def _table(where: str, glob: str, body: object) -> Table:
     if not isinstance(body, dict):
-        raise GeometryError(f"{where} must be a table", found=_shown(body))
+        raise GeometryError(f"{where} must be a table", found=shown(body))
     _refuse_unknown(body, tuple(_CHECKS), "key", where)
     values = {key: _checked(f"{key} in {where}", _CHECKS[key], value) for key, value in body.items()}
     max_norm = values.pop("max_norm", None)
@@ -168,9 +156,8 @@ def _refuse_unknown(body: Mapping[str, object], known: tuple[str, ...], what: st
     for key in body:
         if key in known:
             continue
-        near = difflib.get_close_matches(key, known, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise GeometryError(f"unknown {what}{' in ' + where if where else ''}", found=_shown(key), advice=advice)
+        where = f" in {where}" if where else ""
+        raise GeometryError(f"unknown {what}{where}", found=shown(key), advice=near_miss(key, known))
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -181,7 +168,7 @@ def _checked(where: str, check: Callable[[object], Any], value: object) -> Any:
     try:
         return check(value)
     except ValueError as error:
-        raise GeometryError(f"{where} must be {error}", found=_shown(value)) from None
+        raise GeometryError(f"{where} must be {error}", found=shown(value)) from None
 
 
 def _integer(value: object, least: int) -> int:
@@ -251,6 +238,18 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
 }
 
 
+def _only_name(glob: str) -> str | None:
+    """Return the one name that a glob matches, or None if it has a wildcard; ``[*]`` is a literal star."""
+    name = re.sub(r"\[([*?\[])\]", r"\1", glob)
+    wildcards = re.sub(r"\[[*?\[]\]", "", glob)
+    return None if any(character in wildcards for character in "*?[") else name
+
+
+def _any_matches(names: frozenset[str], glob: str) -> bool:
+    name = _only_name(glob)
+    return any(fnmatchcase(name, glob) for name in names) if name is None else name in names
+
+
 def _said(facts: GeometryFacts) -> dict[str, Any]:
     return {name: said for name, said in vars(facts).items() if said is not None}
 
@@ -262,8 +261,3 @@ def _axes(value: object) -> int | None:
 
 def _quoted(glob: str) -> str:
     return '"' + glob.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from convsv.checkpoints.sidecar import Sidecar
+from convsv.checkpoints.traced import Trace
 from convsv.errors import GeometryError, error_context
 from convsv.geometry import Geometry, GeometryFacts, Origin, resolve
 from convsv.layer import Layout
 
-__all__ = ["SOURCES", "Channels", "GeometryOptions", "Subject", "depthwise", "resolve_geometry"]
+__all__ = ["SOURCES", "Channels", "GeometryOptions", "Subject", "depthwise", "overruled", "resolve_geometry"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,16 @@ class GeometryOptions:
             several hold for layers with as many axes.
         padding_mode: padding mode of every layer, over whatever else is said.
         sidecar: a geometry file, read.
+        trace: what running the model told.
+        fold: whether layers are reported with the batch normalisation behind them: ``"known"`` where the file or the
+            trace shows it, ``"by-order"`` also where only the order of the keys suggests it.
     """
 
     size: tuple[int, ...] | None = None
     padding_mode: str | None = None
     sidecar: Sidecar | None = None
+    trace: Trace | None = None
+    fold: Literal["known", "by-order"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Subject:
         layout: what the stored axes mean.
         stored: what the file says.
         inferred: what the shapes around it say.
+        traced: what a call of it in the running model says.
     """
 
     name: str
@@ -76,6 +83,7 @@ class Subject:
     layout: Layout
     stored: GeometryFacts = field(default_factory=GeometryFacts)
     inferred: GeometryFacts = field(default_factory=GeometryFacts)
+    traced: GeometryFacts = field(default_factory=GeometryFacts)
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
@@ -94,6 +102,11 @@ Source: TypeAlias = Callable[[Subject, GeometryOptions], GeometryFacts]
 def _stored(subject: Subject, _: GeometryOptions) -> GeometryFacts:
     """Return what the file says; a depthwise layout says that every channel is a group."""
     return replace(subject.stored, groups=max(subject.rows, 1)) if subject.layout == "KCM" else subject.stored
+
+
+def _traced(subject: Subject, _: GeometryOptions) -> GeometryFacts:
+    """Return what running the model says."""
+    return subject.traced
 
 
 def _inferred(subject: Subject, _: GeometryOptions) -> GeometryFacts:
@@ -121,6 +134,7 @@ SOURCES: Mapping[Origin, Source] = {
     "option": _option,
     "sidecar": _sidecar,
     "stored": _stored,
+    "traced": _traced,
     "inferred": _inferred,
 }
 """Origin -> what that source says about a layer."""
@@ -152,6 +166,34 @@ def resolve_geometry(subject: Subject, options: GeometryOptions) -> tuple[Geomet
         if wrong:
             raise wrong
         return resolve(subject.kernel_size, list(said.items())), str(problem) if problem else None
+
+
+def overruled(kernel_size: tuple[int, ...], stored: GeometryFacts, traced: GeometryFacts) -> list[str]:
+    """Return what running the model says otherwise than the file, whose word counts: ``"stride 1x1, not 2x2"``.
+
+    Args:
+        kernel_size: spatial taps.
+        stored: what the file says.
+        traced: what a call says; a size is that call's own.
+    """
+    said = {name: value for name, value in vars(stored).items() if value is not None and name != "size"}
+    try:
+        # The file's words in the trace's place: "same" becomes amounts, one number one an axis.
+        ours = resolve(kernel_size, [("traced", traced), ("stored", replace(GeometryFacts(), **said))])
+        theirs = resolve(kernel_size, [("traced", traced)])
+    except GeometryError:
+        return []
+    return [
+        f"{name} {_words(getattr(theirs, name))}, not {_words(getattr(ours, name))}"
+        for name in said
+        if getattr(traced, name) is not None and getattr(ours, name) != getattr(theirs, name)
+    ]
+
+
+def _words(value: object) -> str:
+    if isinstance(value, tuple):
+        return "x".join(":".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in value)
+    return str(value).lower()
 
 
 def _contradiction(subject: Subject, said: Mapping[Origin, GeometryFacts]) -> GeometryError | None:
