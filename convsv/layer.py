@@ -13,15 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from convsv.errors import GeometryError, UnavailableError
 from convsv.geometry import Geometry
 
-__all__ = ["ConvLayer", "Layout", "from_canonical", "loosest", "normal_taps", "to_canonical"]
+__all__ = [
+    "ConvLayer",
+    "Folded",
+    "Layout",
+    "Writeback",
+    "from_canonical",
+    "loosest",
+    "normal_taps",
+    "rounded_to",
+    "to_canonical",
+]
 
 Layout: TypeAlias = Literal["OIK", "KIO", "KCM"]
 """Axes as stored: PyTorch (both directions), Keras (both directions), Keras depthwise."""
@@ -94,6 +105,83 @@ def loosest(geometry: Geometry) -> Geometry:
     return replace(geometry, groups=groups, stride=stride)
 
 
+def rounded_to(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
+    """Return values rounded to the nearest of a stored dtype, once: ties go to the even one.
+
+    Args:
+        values: any shape, float64.
+        dtype: a floating dtype, by numpy's or ml_dtypes' name.
+
+    Raises:
+        UnavailableError: a value is not finite, or too large for the dtype.
+    """
+    wanted = np.dtype(getattr(ml_dtypes, dtype, dtype)).newbyteorder("=")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        # ml_dtypes rounds to float32 on the way; the odd one of its neighbours makes the second rounding the only one.
+        once = values if wanted.type in (np.float64, np.float32, np.float16) else _to_odd(values)
+        rounded: NDArray[Any] = once.astype(wanted)
+        finite = np.isfinite(rounded.astype(np.float32) if wanted.itemsize < 4 else rounded)
+    if not finite.all():
+        worst = float(np.abs(values[~finite]).max())
+        raise UnavailableError(f"a weight of {worst:.6g} cannot be stored as {dtype}")
+    return rounded
+
+
+def _to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return float32 values: what is not exact becomes the neighbour whose last bit is set (Boldo, Melquiond 2008)."""
+    nearest = values.astype(np.float32)
+    bits = nearest.view(np.uint32)
+    away = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    exact = nearest.astype(np.float64) == values
+    return np.where(exact, bits, (bits - away) | np.uint32(1)).astype(np.uint32).view(np.float32)
+
+
+class Writeback(Protocol):
+    """How a kernel goes back into what its file holds of it. Nothing here writes."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever changes the kernel should know."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        """The stored tensors (``checkpoints.StoredTensor``) that decide the kernel; those of tied layers agree."""
+        ...
+
+    def edits(self, kernel: NDArray[np.float64]) -> tuple[Any, ...]:
+        """Return what to store (``checkpoints.writing.Edit``) for a kernel in the stored layout.
+
+        Raises:
+            UnavailableError: it cannot be stored; says why.
+            CheckpointError: the file could not be read.
+        """
+        ...
+
+    def after(self, edits: tuple[Any, ...]) -> NDArray[Any]:
+        """Return what ``ConvLayer.read`` will return once these edits are in the file."""
+        ...
+
+    def support(self) -> NDArray[np.bool_] | None:
+        """Return where the kernel, in the stored layout, can differ from zero; None for everywhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The batch normalisation that a layer's kernel has taken in.
+
+    Attributes:
+        name: its name.
+        epsilon: what it adds to the variance.
+        known: whether something tells its epsilon, or it is its framework's usual one.
+    """
+
+    name: str
+    epsilon: float
+    known: bool = True
+
+
 @dataclass(frozen=True)
 class ConvLayer:
     """A convolution found in a checkpoint, or made by hand.
@@ -108,6 +196,9 @@ class ConvLayer:
         read: returns the effective kernel in the stored layout; may raise ``CheckpointError``.
         notes: remarks on how it was found.
         problem: why it cannot be analysed, if so.
+        writeback: how its kernel goes back into the file; None for a layer that is in none.
+        folded: the batch normalisation that the kernel has taken in.
+        call: the end of the name that tells this call of the layer from others with another geometry.
     """
 
     name: str
@@ -119,6 +210,9 @@ class ConvLayer:
     read: Callable[[], NDArray[Any]] = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
     problem: str | None = None
+    writeback: Writeback | None = field(default=None, repr=False, compare=False)
+    folded: Folded | None = None
+    call: str = ""
 
     @property
     def kernel_size(self) -> tuple[int, ...]:
@@ -143,13 +237,69 @@ class ConvLayer:
         """
         if self.problem:
             raise UnavailableError(self.problem, tensor=self.name)
-        # fp8 -> float64 has no direct cast in every numpy; float32 holds each half-sized format exactly.
-        stored = self.read()
-        stored = stored if stored.dtype.itemsize == 8 else stored.astype(np.float32)
-        kernel = to_canonical(stored, self.layout, self.geometry.groups if groups is None else groups)
-        # Always a copy: torch warns of read-only arrays and refuses negative strides.
-        kernel = np.array(kernel, dtype=np.float64, order="C")
+        kernel = self._canonical(self.read(), self.geometry.groups if groups is None else groups)
         if not np.isfinite(kernel).all():
             bad = int(kernel.size - np.isfinite(kernel).sum())
             raise UnavailableError(f"{bad} of {kernel.size} weights are NaN or infinite", tensor=self.name)
         return kernel
+
+    def stored_parts(self, kernel: NDArray[np.float64]) -> tuple[Any, ...]:
+        """Return what to store so that a reader sees another kernel, up to rounding: one edit a tensor.
+
+        Args:
+            kernel: the wanted effective kernel, ``(G, O, I, *K)``.
+
+        Raises:
+            UnavailableError: the layer cannot be written back; says why.
+            CheckpointError: the file could not be read.
+        """
+        if self.problem:
+            raise UnavailableError(self.problem, tensor=self.name)
+        if self.writeback is None:
+            raise UnavailableError("the layer is in no file", tensor=self.name)
+        return self.writeback.edits(from_canonical(kernel, self.layout))
+
+    def as_stored(self, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what :meth:`kernel` would return once ``kernel`` were stored: bit for bit, without writing it.
+
+        Args:
+            kernel: the wanted effective kernel, ``(G, O, I, *K)``.
+
+        Returns:
+            A kernel of the same shape: rounded to the stored dtype, through the parametrisation if there is one.
+
+        Raises:
+            UnavailableError: the layer cannot be written back; says why.
+            CheckpointError: the file could not be read.
+        """
+        if self.writeback is None and not self.problem:
+            return self._canonical(rounded_to(from_canonical(kernel, self.layout), self.dtype), self.geometry.groups)
+        return self.after(self.stored_parts(kernel))
+
+    def after(self, edits: tuple[Any, ...]) -> NDArray[np.float64]:
+        """Return what :meth:`kernel` would return with what :meth:`stored_parts` returned in the file.
+
+        Args:
+            edits: what it returned; nothing for the kernel as it is.
+
+        Raises:
+            CheckpointError: the file could not be read.
+        """
+        stored = self.writeback.after(edits) if self.writeback and edits else self.read()
+        return self._canonical(stored, self.geometry.groups)
+
+    def support(self) -> NDArray[np.bool_] | None:
+        """Return where the kernel, ``(G, O, I, *K)``, can differ from zero (pruning); None for everywhere.
+
+        Raises:
+            CheckpointError: the file could not be read.
+        """
+        stored = None if self.writeback is None else self.writeback.support()
+        return None if stored is None else to_canonical(stored, self.layout, self.geometry.groups)
+
+    def _canonical(self, stored: NDArray[Any], groups: int) -> NDArray[np.float64]:
+        # fp8 -> float64 has no direct cast in every numpy; float32 holds each half-sized format exactly.
+        stored = stored if stored.dtype.itemsize == 8 else stored.astype(np.float32)
+        # Always a copy: torch warns of read-only arrays and refuses negative strides. Signalling NaNs make numpy warn.
+        with np.errstate(invalid="ignore"):
+            return np.array(to_canonical(stored, self.layout, groups), dtype=np.float64, order="C")

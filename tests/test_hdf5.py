@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convsv.checkpoints import Checkpoint, RegularFile, StoredTensor, _hdf5, open_checkpoint
+from convsv.checkpoints import Checkpoint, RegularFile, StoredTensor, _child, _hdf5, open_checkpoint
 from convsv.checkpoints._hdf5 import Hdf5File, find_superblock
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
@@ -319,7 +319,7 @@ def test_plugins_of_the_environment_are_not_loaded(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "h5py.py").write_text("raise SystemExit(7)")
-    monkeypatch.setattr(_hdf5.subprocess, "Popen", spy)
+    monkeypatch.setattr(_child.subprocess, "Popen", spy)
     np.testing.assert_array_equal(
         only(build(tmp_path / "m.h5", lambda f: f.create_dataset("k", data=KERNEL))).read(), KERNEL
     )
@@ -436,7 +436,7 @@ def test_a_child_on_a_busy_machine_is_waited_for(tmp_path: Path, monkeypatch: py
     child.write_text(FAKE + "time.sleep(0.7); index(); time.sleep(9)\n")  # much of the clock, hardly any processor time
     monkeypatch.setattr(_hdf5, "_CHILD", child)
     monkeypatch.setattr(_hdf5, "SECONDS", 0.5)
-    monkeypatch.setattr(_hdf5, "PATIENCE", 60.0)
+    monkeypatch.setattr(_child, "PATIENCE", 60.0)
     path = build(tmp_path / "m.h5", lambda f: f.create_dataset("k", data=KERNEL))
     assert [tensor.key for tensor in open_checkpoint(path).tensors] == ["k"]
 

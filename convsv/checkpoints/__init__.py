@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from convsv.checkpoints._content import describe_content, describe_folder
 from convsv.checkpoints._file import RegularFile
-from convsv.errors import CheckpointError, UnknownFormatError, UsageError, error_context
+from convsv.checkpoints._place import Place
+from convsv.errors import CheckpointError, UnknownFormatError, UsageError, error_context, escaped
 from convsv.geometry import GeometryFacts
 from convsv.registry import Registry
 
@@ -26,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "Format",
     "ModuleFacts",
+    "Normalisation",
     "RegularFile",
     "StoredTensor",
     "find_checkpoints",
@@ -46,6 +48,7 @@ class StoredTensor:
             ``()`` at the top.
         identity: equal for tensors that share exactly the same stored bytes in the same arrangement (ties).
         problem: why it cannot be read, if so (quantised, sparse, meta ...).
+        place: where its bytes stand uncompressed in a file, if they do; what an edit overwrites.
     """
 
     key: str
@@ -55,6 +58,24 @@ class StoredTensor:
     container: tuple[str, ...] = ()
     identity: object = None
     problem: str | None = None
+    place: Place | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A batch normalisation in inference: it scales each channel by ``scale / sqrt(variance + epsilon)``.
+
+    Attributes:
+        name: what reports call it: its module's path, or its node's name.
+        variance: key of the moving variance, as stored.
+        scale: key of the learned scale (gamma), None where it has none.
+        epsilon: what is added to the variance; None where nothing tells.
+    """
+
+    name: str
+    variance: str
+    scale: str | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +92,14 @@ class ModuleFacts:
         variables: key of each tensor the module owns -> what it is: ``"kernel"``, ``"depthwise_kernel"``,
             ``"pointwise_kernel"``, ``"bias"``, or ``"kernel_oik"`` where a Keras file stores ``(out, in, *K)``.
             Empty where the keys say it themselves. A module of two convolutions (separable layers) speaks twice,
-            each time about one kernel.
+            each time about one kernel. Where the file's own graph tells what takes a tensor, it is ``"kernel_oik"``
+            or ``"operand"``: of an operator, named as ``class_name``, that is no convolution.
+        epsilon: what a normalising module adds to the variance, where the file says it.
+        norm: the batch normalisation that takes the module's output, where the file's own graph tells that it is
+            what follows, and that nothing else takes that output. Its tensors are in the same container.
+        calls: where the file's own graph applies the module with several geometries, one entry each in the order of
+            the calls; the first is ``geometry``.
+        inferred: what is only read off the module's name.
     """
 
     path: str
@@ -80,6 +108,10 @@ class ModuleFacts:
     container: tuple[str, ...] = ()
     name: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    epsilon: float | None = None
+    norm: Normalisation | None = None
+    calls: tuple[GeometryFacts, ...] = ()
+    inferred: GeometryFacts = field(default_factory=GeometryFacts)
 
 
 @dataclass(frozen=True)
@@ -113,6 +145,11 @@ class Checkpoint:
     def byte_size(self) -> int:
         """Total size of its files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of them that are on a disk: less where they have holes, which cost nobody anything to make."""
+        return sum(file.stored for file in self.files)
 
 
 class Format(Protocol):
@@ -169,7 +206,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if reader is None:
             what, advice = describe_content(file)
             raise UnknownFormatError("is not a checkpoint convsv can read", found=what, advice=advice)
-        return replace(reader.open(file), path=str(path))
+        opened = reader.open(file)
+        return replace(opened, path=str(path), problems=tuple(map(escaped, opened.problems)))
 
 
 def find_checkpoints(path: str | os.PathLike[str]) -> list[Path]:

@@ -21,6 +21,10 @@ class RegularFile:
 
     The descriptor stays open as long as the object lives, so that an index and its tensors come from one file.
 
+    Attributes:
+        size: its size.
+        stored: how many bytes of that are on the disk, less than the size where the file has holes.
+
     Args:
         path: the file.
 
@@ -46,11 +50,18 @@ class RegularFile:
                 os.close(self._fd)
                 raise CheckpointError("is not a regular file", found=stat.filemode(status.st_mode))
             self.size = status.st_size
+            self.stored = status.st_blocks * 512
+            self._modified = status.st_mtime_ns
             weakref.finalize(self, os.close, self._fd)
 
     def fileno(self) -> int:
         """Return the open descriptor."""
         return self._fd
+
+    def is_unchanged(self) -> bool:
+        """Tell whether it still has the size and the time of modification that it had when it was opened."""
+        status = os.fstat(self._fd)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self._modified)
 
     def read(self, offset: int, count: int) -> bytes:
         """Return exactly ``count`` bytes at ``offset``.
@@ -91,7 +102,7 @@ class AnonymousFile(RegularFile):
 
     def __init__(self, label: str | os.PathLike[str], content: bytes) -> None:
         self.path = Path(label)
-        self.size = len(content)
+        self.size = self.stored = len(content)
         if hasattr(os, "memfd_create"):
             self._fd = os.memfd_create("convsv", os.MFD_CLOEXEC)
         else:
@@ -101,3 +112,4 @@ class AnonymousFile(RegularFile):
         view = memoryview(content)
         while view:
             view = view[os.write(self._fd, view) :]
+        self._modified = os.fstat(self._fd).st_mtime_ns

@@ -7,44 +7,30 @@ datasets, which is how Keras stores them, are then read here with ``pread``; lib
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-import os
-import selectors
-import struct
-import subprocess
-import sys
-import threading
-import time
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from convsv.checkpoints._child import Child, folders_of
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._file import RegularFile
-from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
+from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError, error_context
 
-__all__ = ["Dataset", "Hdf5File", "find_superblock"]
+__all__ = ["Dataset", "Hdf5File", "Worker", "find_superblock", "library_folders"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SECONDS = 5.0
 """Processor time the child may use to index a file, and in all; to decode a large file it gets more, in proportion."""
-PATIENCE = 2.0
-"""How many seconds of the clock each of these may last, on a machine that is busy with other things."""
 BYTES_A_SECOND = 10_000_000
 """How fast the child must be at least on top of that."""
-MAX_INDEX = 1 << 29
 _CHILD = Path(__file__).with_name("_hdf5_child.py")
-_FRAME = struct.Struct(">cQ")
 _BIT64 = 1 << 64
-_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "TMPDIR")
 
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -141,16 +127,16 @@ class Hdf5File:
             CorruptCheckpointError: what the child says makes no sense.
         """
         self.size = self.file.size if self.size < 0 else self.size
-        self._worker = _Worker(self.file, self.start, self.size)
+        self._worker = Worker(self.file, self.start, self.size)
         try:
             answer = self._worker.ask_json({"do": "index"})
         finally:
             self._worker.close()
         try:
             self.datasets = tuple(_dataset(item, self.start, self.start + self.size) for item in answer["datasets"])
-            self.groups = {str(path): dict(found) for path, found in answer["groups"].items()}
+            self.groups = {str(path): _attributes(found) for path, found in answer["groups"].items()}
             self.problems = tuple(printable(str(line), 400) for line in answer["problems"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise CorruptCheckpointError("libhdf5 describes it in a way that makes no sense") from None
 
     def read(self, dataset: Dataset) -> NDArray[Any]:
@@ -195,147 +181,39 @@ def _dataset(item: Mapping[str, Any], start: int, end: int) -> Dataset:
     return dataset
 
 
+def _attributes(found: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    for value in found.values():
+        if not all(isinstance(text, str) for text in (value if isinstance(value, list) else [value])):
+            raise ValueError
+    return dict(found)
+
+
 # ------------------------------------------------------------------------------------------------------------- child
 
 
-class _Worker:
-    """The child of one file: started when asked, killed when late, and not trusted again once it failed."""
+class Worker(Child):
+    """The child of one HDF5 file.
+
+    Args:
+        file: the file.
+        start: where the HDF5 file starts in it.
+        size: its size.
+    """
+
+    library = "libhdf5"
+    module = "h5py"
+    environment: Mapping[str, str] = {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_USE_FILE_LOCKING": "FALSE"}
 
     def __init__(self, file: RegularFile, start: int, size: int) -> None:
+        super().__init__(SECONDS + size / BYTES_A_SECOND, SECONDS)
         self._file, self._start, self._size = file, start, size
-        self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
-        self._seconds_left = SECONDS + size / BYTES_A_SECOND
-        self._failure: str | None = None
-        self._lock = threading.Lock()
 
-    def ask_json(self, request: Mapping[str, object]) -> Any:
-        """Return the answer to a request that is answered in JSON."""
-        with self._lock:
-            kind, payload = self._ask(request, MAX_INDEX, min(self._seconds_left, SECONDS))
-            try:
-                return json.loads(payload if kind == b"J" else b"")
-            except (ValueError, RecursionError):
-                return self._fail("answered something else than an index")
-
-    def ask_bytes(self, request: Mapping[str, object], count: int) -> bytearray:
-        """Return the ``count`` bytes that a request is answered with."""
-        with self._lock:
-            kind, payload = self._ask(request, count, self._seconds_left)
-            if kind != b"E" or len(payload) != count:
-                self._fail("answered other values than it announced")
-            return payload
-
-    def close(self) -> None:
-        """End the child, if there is one; the next request starts another."""
-        if self._finalizer is not None:
-            self._finalizer()
-        self._process = None
-
-    def _ask(self, request: Mapping[str, object], limit: int, seconds: float) -> tuple[bytes, bytearray]:
-        # Returns the kind of the last frame and the payload of all; raises what the child says went wrong.
-        if self._failure is not None:
-            raise CorruptCheckpointError(self._failure)
-        started = time.monotonic()
-        try:
-            deadline = started + PATIENCE * seconds
-            kind, payload = self._exchange({**request, "seconds": max(seconds, 0.0)}, limit, deadline)
-        except BrokenPipeError:
-            self._fail(self._last_words())
-        except BaseException:
-            # Also on Ctrl-C: what is left of the answer must not be taken for the next one.
-            self.close()
-            raise
-        finally:
-            self._seconds_left -= (time.monotonic() - started) / PATIENCE
-        if kind == b"X":
-            _raise(payload)
-        return kind, payload
-
-    def _exchange(self, request: Mapping[str, object], limit: int, deadline: float) -> tuple[bytes, bytearray]:
-        process = self._process or self._spawn()
-        line = json.dumps(request).encode() + b"\n"
-        os.write(_pipe(process.stdin), line)
-        payload, kind = bytearray(), b"D"
-        while kind == b"D":
-            kind, size = _FRAME.unpack(self._receive(_FRAME.size, deadline))
-            if len(payload) + size > max(limit, 1 << 16):
-                self._fail("answered more than was asked")
-            payload += self._receive(size, deadline)
-        return kind, payload
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-        environment |= {"HDF5_PLUGIN_PRELOAD": "::", "HDF5_USE_FILE_LOCKING": "FALSE"}
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    def command(self) -> tuple[list[str], tuple[int, ...]]:
+        """Return the program with its arguments, and the descriptors it inherits."""
         span = [str(self._file.fileno()), str(self._start), str(self._size)]
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_CHILD), *span, *_library_folders()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            env=environment,
-            pass_fds=(self._file.fileno(),),
-        )
-        self._process = process
-        self._finalizer = weakref.finalize(self, _end, process)
-        return process
-
-    def _receive(self, count: int, deadline: float) -> bytearray:
-        assert self._process is not None
-        source = _pipe(self._process.stdout)
-        received = bytearray()
-        with selectors.DefaultSelector() as selector:
-            selector.register(source, selectors.EVENT_READ)
-            while len(received) < count:
-                left = deadline - time.monotonic()
-                if left <= 0 or not selector.select(left):
-                    self._fail("does not end")
-                part = os.read(source, min(count - len(received), 1 << 20))
-                if not part:
-                    self._fail(self._last_words())
-                received += part
-        return received
-
-    def _last_words(self) -> str:
-        assert self._process is not None
-        code = self._process.wait()
-        return f"ended by signal {-code}" if code < 0 else "ended"
-
-    def _fail(self, how: str) -> NoReturn:
-        self.close()
-        self._failure = f"libhdf5 cannot read it: it {how} in a process of its own"
-        raise CorruptCheckpointError(self._failure)
+        return [str(_CHILD), *span, *library_folders()], (self._file.fileno(),)
 
 
-def _pipe(stream: Any) -> int:
-    return int(stream.fileno())
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
-
-
-def _raise(payload: bytearray) -> NoReturn:
-    try:
-        said = json.loads(payload)
-        kind, what = str(said["kind"]), printable(str(said["what"]), 200)
-        where, found = printable(str(said.get("where", ""))), printable(str(said.get("found", "")), 200)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CorruptCheckpointError("libhdf5 cannot read it") from None
-    if kind == "missing":
-        raise CheckpointError("h5py cannot be imported", found=what, advice="install h5py")
-    error = UnsafeCheckpointError if kind == "unsafe" else CorruptCheckpointError
-    raise error(what, tensor=where or None, found=found or None)
-
-
-def _library_folders() -> list[str]:
-    # -I ignores PYTHONPATH: where h5py and numpy lie is told, and nothing else of the path.
-    specs = [importlib.util.find_spec(name) for name in ("h5py", "numpy")]
-    return list(dict.fromkeys(str(Path(spec.origin).parent.parent) for spec in specs if spec and spec.origin))
+def library_folders() -> list[str]:
+    """Return where h5py and numpy lie."""
+    return folders_of("h5py", "numpy")

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 MAX_OBJECTS = 200_000
@@ -215,7 +216,8 @@ def describe_dataset(dataset: Any, path: bytes, address: int) -> dict[str, Any]:
         shape, problem = (), "has no values"
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     stored = dataset.get_storage_size()
-    offset = dataset.get_offset() if properties.get_layout() == h5d.CONTIGUOUS else None
+    # Where there is a user block, libhdf5 also tells an offset, a meaningless one, of values that were never written.
+    offset = dataset.get_offset() if properties.get_layout() == h5d.CONTIGUOUS and stored else None
     size = itemsize
     for length in shape:
         size *= length
@@ -333,14 +335,13 @@ def attribute(item: Any, name: bytes, path: bytes) -> Any:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def slabs(root: Any, path: bytes) -> Iterator[bytes]:
-    """Yield the bytes of a dataset in C order, in its stored byte order, some rows at a time.
+def open_dataset(root: Any, path: bytes) -> Any:
+    """Return a dataset that is read.
 
     Raises:
-        RefusalError: the path leads to no dataset that is read.
+        RefusalError: the path leads to none.
     """
-    import numpy
-    from h5py import h5d, h5g, h5o, h5s
+    from h5py import h5d, h5g, h5o
 
     item = root
     for depth, name in enumerate(path.split(b"/")):
@@ -350,22 +351,35 @@ def slabs(root: Any, path: bytes) -> Iterator[bytes]:
     described = describe_dataset(item, path, 0)
     if not isinstance(item, h5d.DatasetID) or described["problem"]:
         raise RefusalError("corrupt", "cannot be read", path, str(described["problem"]))
-    properties, shape, memory_type = item.get_create_plist(), item.shape, item.get_type()
-    itemsize = memory_type.get_size()
+    return item
+
+
+def hyperslabs(item: Any) -> Iterator[tuple[tuple[int, ...], Any, Any]]:
+    """Yield shape, memory space and file space of some rows of a dataset at a time, whole chunks."""
+    from h5py import h5d, h5s
+
+    properties, shape = item.get_create_plist(), item.shape
     if not shape or 0 in shape:
-        values = numpy.empty(shape, f"V{itemsize}")
-        item.read(h5s.ALL, h5s.ALL, values, memory_type)
-        yield values.tobytes()
+        yield shape, h5s.ALL, h5s.ALL
         return
-    row = itemsize * int(numpy.prod(shape[1:], dtype=object))
+    row = item.get_type().get_size() * math.prod(shape[1:])
     step = properties.get_chunk()[0] if properties.get_layout() == h5d.CHUNKED else 1
     step *= max(SLAB // (row * step), 1)
     for start in range(0, shape[0], step):
         part = (min(step, shape[0] - start), *shape[1:])
-        values = numpy.empty(part, f"V{itemsize}")
-        source = item.get_space()
-        source.select_hyperslab((start, *(0 for _ in shape[1:])), part)
-        item.read(h5s.create_simple(part), source, values, memory_type)
+        stretch = item.get_space()
+        stretch.select_hyperslab((start, *(0 for _ in shape[1:])), part)
+        yield part, h5s.create_simple(part), stretch
+
+
+def slabs(item: Any) -> Iterator[bytes]:
+    """Yield the bytes of a dataset in C order, in its stored byte order, some rows at a time."""
+    import numpy
+
+    memory_type = item.get_type()
+    for shape, memory, stretch in hyperslabs(item):
+        values = numpy.empty(shape, f"V{memory_type.get_size()}")
+        item.read(memory, stretch, values, memory_type)
         yield values.tobytes()
 
 
@@ -380,11 +394,11 @@ def send(kind: bytes, payload: bytes = b"") -> None:
     out.flush()
 
 
-def limit_resources() -> None:
-    """Bound memory and processor time, and forbid writing, core dumps and processes of its own."""
+def limit_resources(largest_file: int = 0) -> None:
+    """Bound memory and the size of files, and forbid core dumps and processes of its own."""
     import resource
 
-    limits = {"RLIMIT_AS": MEMORY, "RLIMIT_FSIZE": 0, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
+    limits = {"RLIMIT_AS": MEMORY, "RLIMIT_FSIZE": largest_file, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 0}
     for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, name), (value, value))
@@ -420,28 +434,18 @@ def answer(request: dict[str, Any], root: Any) -> None:
         found = {"datasets": index.datasets, "groups": index.groups, "problems": index.problems}
         send(b"J", json.dumps(found).encode())
         return
-    for part in slabs(root, bytes.fromhex(request["path"])):
+    for part in slabs(open_dataset(root, bytes.fromhex(request["path"]))):
         send(b"D", part)
     send(b"E")
 
 
-def main() -> None:
-    """Open the file once and answer until standard input ends."""
-    descriptor, start, size = (int(word) for word in sys.argv[1:4])
-    sys.path += [folder for folder in sys.argv[4:] if folder not in sys.path]
-    limit_resources()
-    root: Any = None
+def serve(handle: Callable[[dict[str, Any]], None]) -> None:
+    """Answer requests until standard input ends, and errors with the reason."""
     for line in sys.stdin.buffer:
         try:
             request = json.loads(line)
             limit_time(request["seconds"])
-            if root is None:
-                import h5py
-
-                file = h5py.File(Span(descriptor, start, size), "r")
-                root = h5py.h5g.open(file.id, b"/")
-                close_the_door()
-            answer(request, root)
+            handle(request)
         except RefusalError as refusal:
             send(b"X", json.dumps(refusal.answer).encode())
         except MemoryError:
@@ -453,6 +457,26 @@ def main() -> None:
             send(b"X", json.dumps({"kind": "corrupt", "what": "libhdf5 cannot read it", "found": message}).encode())
     sys.stdout.buffer.flush()
     os._exit(0)  # no clean-up: libhdf5 would visit the file again
+
+
+def main() -> None:
+    """Open the file once and answer."""
+    descriptor, start, size = (int(word) for word in sys.argv[1:4])
+    sys.path += [folder for folder in sys.argv[4:] if folder not in sys.path]
+    limit_resources()
+    root: Any = None
+
+    def handle(request: dict[str, Any]) -> None:
+        nonlocal root
+        if root is None:
+            import h5py
+
+            file = h5py.File(Span(descriptor, start, size), "r")
+            root = h5py.h5g.open(file.id, b"/")
+            close_the_door()
+        answer(request, root)
+
+    serve(handle)
 
 
 if __name__ == "__main__":

@@ -23,18 +23,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from convsv.checkpoints import StoredTensor
+from convsv.checkpoints._steps import Array, Mask, SpectralNorm, Step, WeightNorm, row_axes
+from convsv.checkpoints._writeback import InParts, Locked
 from convsv.errors import UnavailableError
+from convsv.layer import Writeback
 
-__all__ = ["Parametrised", "find_parametrised", "spectral_normalised", "weight_normalised"]
-
-Array: TypeAlias = NDArray[np.float64]
-Step: TypeAlias = Callable[[Array], Array]
+__all__ = ["Parametrised", "find_parametrised"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ class Parametrised:
         how: what was done, for a note.
         read: returns the effective weight in float64; raises what reading raises, and ``UnavailableError``
             when there is a problem.
+        writeback: how another effective weight goes back into the parts.
         problem: why the effective weight is not known, if so.
     """
 
@@ -58,52 +55,8 @@ class Parametrised:
     parts: tuple[StoredTensor, ...]
     how: str
     read: Callable[[], Array] = field(repr=False, compare=False)
+    writeback: Writeback = field(repr=False, compare=False)
     problem: str | None = None
-
-
-def weight_normalised(direction: Array, magnitude: Array) -> Array:
-    """Return ``g v / ||v||``, the norm taken over every axis along which ``g`` has one entry.
-
-    Args:
-        direction: ``v``, any shape.
-        magnitude: ``g``, with the axes of ``v`` and length 1 where the norm is taken, or a scalar.
-
-    Returns:
-        An array like ``v``; NaN where ``||v||`` is zero, as in PyTorch.
-    """
-    if magnitude.ndim != direction.ndim:
-        magnitude = magnitude.reshape((-1,) + (1,) * (direction.ndim - 1))
-    axes = tuple(axis for axis, length in enumerate(magnitude.shape) if length == 1)
-    # A power of two out first: squares of tiny or huge weights would leave float64.
-    scale = math.ldexp(1.0, math.frexp(float(np.abs(direction).max(initial=0.0)))[1] - 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        norm = np.sqrt(np.sum((direction / scale) ** 2, axis=axes, keepdims=True)) * scale
-        effective: Array = direction * (magnitude / norm)
-    return effective
-
-
-def spectral_normalised(weight: Array, u: Array, v: Array, axis: int | None = None) -> Array:
-    """Return ``W / (u^T M v)``, with ``M`` the weight as a matrix whose rows run along one axis.
-
-    Args:
-        weight: the stored weight, at least two axes.
-        u: left vector, as long as that axis.
-        v: right vector, as long as the product of the others.
-        axis: the axis of the rows: 0 for convolutions, 1 for transposed ones in PyTorch. By default the axis
-            that fits the lengths; of several, the one with the largest ``|u^T M v|``: the vectors come from
-            power iteration, so the right reading is close to the largest singular value and others are not.
-
-    Raises:
-        UnavailableError: the lengths fit no axis.
-    """
-    axes = _row_axes(weight.shape, u.size, v.size)
-    axes = [axis] if axis in axes else axes
-    if not axes:
-        raise UnavailableError("the vectors of spectral_norm do not fit the weight")
-    sigmas = [float(u.ravel() @ np.moveaxis(weight, a, 0).reshape(u.size, -1) @ v.ravel()) for a in axes]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        effective: Array = weight / np.float64(max(sigmas, key=abs))
-    return effective
 
 
 def find_parametrised(tensors: Iterable[StoredTensor], classes: Mapping[str, str]) -> list[Parametrised]:
@@ -120,8 +73,8 @@ def find_parametrised(tensors: Iterable[StoredTensor], classes: Mapping[str, str
     container = _index(tensors, classes)
     found = []
     for key in container.tensors:
-        stem, _, suffix = key.rpartition("_")
-        recipe = _RECIPES.get(suffix)
+        stem, dash, suffix = key.rpartition("_")
+        recipe = _RECIPES.get(suffix) if dash else None
         weight = recipe(container, stem) if recipe else None
         if weight is not None:
             found.append(weight)
@@ -170,7 +123,7 @@ def _weight_norm(container: _Container, stem: str) -> Parametrised | None:
         return None
     stale = container.tensors.get(stem)
     parts = (g,) if stale is None else (g, stale)
-    recipe = _Recipe("weight_norm", [_weight_norm_step(g)], _weight_norm_problem(v, g))
+    recipe = _Recipe("weight_norm", [WeightNorm(g)], _weight_norm_problem(v, g), parts[1:])
     return _assemble(stem, v, parts, recipe)
 
 
@@ -179,16 +132,20 @@ def _original(container: _Container, stem: str, suffix: str = "orig") -> Paramet
     u, v, mask, stale = (container.tensors.get(stem + end) for end in ("_u", "_v", "_mask", ""))
     parts = tuple(part for part in (u, v, mask, stale) if part is not None)
     if u is not None and v is not None:
-        steps = [_spectral_step(u, v, container.row_axis(stem.rpartition(".")[0]))]
-        recipe = _Recipe("spectral_norm", steps, _spectral_norm_problem(weight, u, v))
+        steps = [SpectralNorm(u, v, container.row_axis(stem.rpartition(".")[0]))]
+        copies = () if stale is None else (stale,)
+        locked = _ALWAYS_ITERATES if suffix == "bar" else None
+        recipe = _Recipe("spectral_norm", steps, _spectral_norm_problem(weight, u, v), copies, locked)
         return _assemble(stem, weight, parts, recipe)
     if mask is not None:
         wrong = f"{mask.key} has shape {mask.shape}, not {weight.shape}" if mask.shape != weight.shape else None
-        return _assemble(stem, weight, parts, _Recipe("a pruning mask", [_mask_step(mask)], wrong))
+        copies = () if stale is None else (stale,)
+        return _assemble(stem, weight, parts, _Recipe("a pruning mask", [Mask(mask)], wrong, copies))
     if stale is not None:
         # Early versions of spectral_norm store the weight they last used beside the original.
         parts = (weight, *(part for part in parts if part is not stale))
-        return _assemble(stem, stale, parts, _Recipe("the weight last used"))
+        locked = f"{stale.key} is only the weight last used: PyTorch computes it anew, and from what is not in the file"
+        return _assemble(stem, stale, parts, _Recipe("the weight last used", locked=locked))
     problem = f"{weight.key} is stored without what the layer computes its weight from"
     return _assemble(stem, weight, parts, _Recipe("unknown", problem=problem))
 
@@ -206,18 +163,19 @@ def _stack(container: _Container, stem: str) -> Parametrised:
         if rest:
             state.setdefault(number, {})[rest] = tensor
 
-    steps, names, problem = [], [], None
+    steps: list[Step] = []
+    names, problem = [], None
     if pair and not state.get("0") and classes.get("0", "_WeightNorm") == "_WeightNorm" and "original0" in inside:
         state["0"] = {"g": inside["original0"]}
     for number in map(str, range(max(len(state), 1))):
         parts = state.get(number, {})
         if parts.keys() == {"g"} and pair:
             problem = problem or _weight_norm_problem(direction, parts["g"])
-            steps.append(_weight_norm_step(parts["g"]))
+            steps.append(WeightNorm(parts["g"]))
             names.append("weight_norm")
         elif parts.keys() == {"_u", "_v"} and classes.get(number, "_SpectralNorm") == "_SpectralNorm":
             problem = problem or _spectral_norm_problem(direction, parts["_u"], parts["_v"])
-            steps.append(_spectral_step(parts["_u"], parts["_v"], container.row_axis(owner)))
+            steps.append(SpectralNorm(parts["_u"], parts["_v"], container.row_axis(owner)))
             names.append("spectral_norm")
         else:
             problem = problem or _unknown_step(name, number, classes.get(number, ""), parts)
@@ -238,6 +196,10 @@ _RECIPES: Mapping[str, Callable[[_Container, str], Parametrised | None]] = {
     "orig": _original,
     "bar": lambda container, stem: _original(container, stem, "bar"),
 }
+_ALWAYS_ITERATES = (
+    "this spectral_norm (weight_bar) divides the weight by its own norm in every forward pass, in eval mode too: "
+    "what is stored does not decide how large it is"
+)
 _STACK = re.compile(r"(?P<stem>(?:.*\.)?parametrizations\.[^.]+)\.(?P<inside>.+)", re.DOTALL)
 
 # -------------------------------------------------------------------------------------------------------------- parts
@@ -250,34 +212,23 @@ class _Recipe:
     how: str
     steps: Sequence[Step] = ()
     problem: str | None = None
+    copies: Sequence[StoredTensor] = ()
+    locked: str | None = None
 
 
 def _assemble(stem: str, direction: StoredTensor, parts: tuple[StoredTensor, ...], recipe: _Recipe) -> Parametrised:
     owner, _, name = stem.rpartition(".")
     blocked = next((f"{t.key}: {t.problem}" for t in (direction, *parts) if t.problem), None)
     problem = blocked or recipe.problem
+    made = InParts(direction, recipe.steps, recipe.copies)
+    locked = problem or recipe.locked
 
     def read() -> Array:
         if problem:
             raise UnavailableError(problem, tensor=direction.key)
-        weight = _float64(direction.read())
-        for step in recipe.steps:
-            weight = step(weight)
-        return weight
+        return made.read()
 
-    return Parametrised(owner, name, direction, parts, recipe.how, read, problem)
-
-
-def _weight_norm_step(magnitude: StoredTensor) -> Step:
-    return lambda v: weight_normalised(v, _float64(magnitude.read()))
-
-
-def _spectral_step(u: StoredTensor, v: StoredTensor, axis: int | None) -> Step:
-    return lambda weight: spectral_normalised(weight, _float64(u.read()), _float64(v.read()), axis)
-
-
-def _mask_step(mask: StoredTensor) -> Step:
-    return lambda weight: weight * _float64(mask.read())
+    return Parametrised(owner, name, direction, parts, recipe.how, read, Locked(locked) if locked else made, problem)
 
 
 def _weight_norm_problem(v: StoredTensor, g: StoredTensor) -> str | None:
@@ -287,16 +238,6 @@ def _weight_norm_problem(v: StoredTensor, g: StoredTensor) -> str | None:
 
 
 def _spectral_norm_problem(weight: StoredTensor, u: StoredTensor, v: StoredTensor) -> str | None:
-    if _row_axes(weight.shape, math.prod(u.shape), math.prod(v.shape)):
+    if row_axes(weight.shape, math.prod(u.shape), math.prod(v.shape)):
         return None
     return f"{u.key} and {v.key} have shapes {u.shape} and {v.shape}, which do not fit {weight.shape}"
-
-
-def _row_axes(shape: tuple[int, ...], u_size: int, v_size: int) -> list[int]:
-    return [axis for axis, n in enumerate(shape) if n == u_size and n * v_size == math.prod(shape)]
-
-
-def _float64(values: NDArray[Any]) -> Array:
-    # The 8-bit floats have no direct cast to float64 in every numpy; float32 holds each of them exactly.
-    exact = values if values.dtype == np.float64 else values.astype(np.float32)
-    return exact.astype(np.float64)

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from convsv.checkpoints._file import RegularFile
 from convsv.errors import CheckpointError
 
-__all__ = ["DTYPES", "MAX_INT", "Storage", "StridedView", "TensorRecord", "strided_tensor", "unreadable"]
+__all__ = ["DTYPES", "MAX_INT", "Storage", "StridedView", "TensorRecord", "split_view", "strided_tensor", "unreadable"]
 
 MAX_RANK = 64
 MAX_INT = (1 << 63) - 1
@@ -38,12 +39,16 @@ class Storage:
         size: number of bytes.
         read: ``(start, count) -> bytes`` within it; raises ``CheckpointError``.
         big_endian: byte order of its elements.
+        file: where its bytes stand uncompressed, in one piece; None if nowhere.
+        start: absolute position there.
     """
 
     key: str
     size: int
     read: Callable[[int, int], bytes] = field(repr=False, compare=False)
     big_endian: bool = False
+    file: RegularFile | None = field(default=None, repr=False, compare=False)
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,18 @@ class StridedView:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor that was found, before it has a name: the fields of ``StoredTensor`` that its description gives."""
+    """A tensor that was found, before it has a name: the fields of ``StoredTensor`` that its description gives.
+
+    ``storage`` and ``view`` say which bytes it is read from, for a tensor that can be read and has elements.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], NDArray[Any]] = field(repr=False, compare=False)
     identity: object = None
     problem: str | None = None
+    storage: Storage | None = None
+    view: StridedView | None = None
 
 
 def unreadable(shape: tuple[int, ...], dtype: str, problem: str) -> TensorRecord:
@@ -114,7 +124,7 @@ def strided_tensor(view: StridedView, find: Callable[[], Storage]) -> TensorReco
     end = (view.offset + view.extent) * dtype.itemsize
     if end > storage.size:
         return unreadable(view.shape, view.dtype, f"reaches beyond its storage: byte {end} of {storage.size}")
-    return TensorRecord(view.shape, view.dtype, lambda: _read(storage, view), (storage.key, view))
+    return TensorRecord(view.shape, view.dtype, lambda: _read(storage, view), (storage.key, view), None, storage, view)
 
 
 def _problem(view: StridedView) -> str | None:
@@ -153,10 +163,9 @@ def _read(storage: Storage, view: StridedView) -> NDArray[Any]:
 def _gather(storage: Storage, view: StridedView) -> NDArray[Any]:
     dtype = DTYPES[view.dtype]
     item, extent = dtype.itemsize, view.extent
-    if extent * item > _BLOCK and extent > 4 * math.prod(view.shape):
-        # Most of the bytes between the first and the last element belong to others: block by block.
-        axis = max(range(len(view.shape)), key=lambda a: view.strides[a])
-        return np.concatenate([_gather(storage, block) for block in _blocks(view, axis, item)], axis)
+    blocks = split_view(view)
+    if len(blocks) > 1:
+        return np.concatenate([_gather(storage, block) for block, _ in blocks], _widest(view))
     data = storage.read(view.offset * item, extent * item)
     if storage.big_endian != (sys.byteorder == "big"):
         data = _swapped(data, dtype)
@@ -165,17 +174,31 @@ def _gather(storage: Storage, view: StridedView) -> NDArray[Any]:
     return strided if strided.flags.c_contiguous else np.ascontiguousarray(strided)
 
 
-def _blocks(view: StridedView, axis: int, item: int) -> list[StridedView]:
+def split_view(view: StridedView) -> list[tuple[StridedView, tuple[slice, ...]]]:
+    """Return parts of a view with what they are of it; one part unless its elements lie far apart.
+
+    Where most of the bytes between the first and the last element belong to others, and these are many, the view is
+    cut along its widest axis. A part may itself be one to split.
+    """
+    item, extent = DTYPES[view.dtype].itemsize, view.extent
+    if extent * item <= _BLOCK or extent <= 4 * math.prod(view.shape):
+        return [(view, ())]
+    axis = _widest(view)
     stride, count = view.strides[axis], view.shape[axis]
     step = max(1, _BLOCK // (stride * item))
 
-    def block(start: int) -> StridedView:
+    def part(start: int) -> tuple[StridedView, tuple[slice, ...]]:
         length = min(step, count - start)
         shape = (*view.shape[:axis], length, *view.shape[axis + 1 :])
         strides = (*view.strides[:axis], stride if length > 1 else 0, *view.strides[axis + 1 :])
-        return replace(view, offset=view.offset + start * stride, shape=shape, strides=strides)
+        block = replace(view, offset=view.offset + start * stride, shape=shape, strides=strides)
+        return block, (*(slice(None),) * axis, slice(start, start + length))
 
-    return [block(start) for start in range(0, count, step)]
+    return [part(start) for start in range(0, count, step)]
+
+
+def _widest(view: StridedView) -> int:
+    return max(range(len(view.shape)), key=lambda axis: view.strides[axis])
 
 
 def _swapped(data: bytes, dtype: np.dtype[Any]) -> bytes:

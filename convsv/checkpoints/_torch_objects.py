@@ -12,18 +12,19 @@ tensor is named once for every mapping, list or module that holds it). A path is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from convsv.checkpoints import ModuleFacts, StoredTensor
 from convsv.checkpoints._pickle import Call, PersistentId, PickledDict, Symbol
+from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import MAX_INT, TensorRecord
 from convsv.checkpoints._torch_tensors import FindStorage, describe_tensor
 from convsv.errors import UnsafeCheckpointError
 from convsv.geometry import PADDINGS, GeometryFacts
 
-__all__ = ["WRAPPERS", "ObjectIndex", "index_objects"]
+__all__ = ["WRAPPERS", "FindConstants", "ObjectIndex", "geometry_of", "index_objects"]
 
 # fmt: off
 WRAPPERS = frozenset((
@@ -36,6 +37,9 @@ WRAPPERS = frozenset((
 ))
 # fmt: on
 """Names under which training programs keep whole state dicts."""
+
+FindConstants: TypeAlias = "Callable[[str, str], dict[str, object]]"
+"""Finds the constants of a class: (where it is, its name) -> attributes."""
 
 MAX_DEPTH = 128
 MAX_OBJECTS = 1_000_000
@@ -96,23 +100,25 @@ class _Child(NamedTuple):
     is_text: bool = True
 
 
-def index_objects(root: object, find: FindStorage) -> ObjectIndex:
+def index_objects(root: object, find: FindStorage, constants: FindConstants | None = None) -> ObjectIndex:
     """Name every tensor and module that a pickled object holds; nothing is read or run.
 
     Args:
         root: what the interpreter returned.
         find: finds a storage.
+        constants: finds what is stated of a module's class outside the pickle, by where the class is and its name.
 
     Raises:
         CorruptCheckpointError: a tensor names a storage that the file lacks.
         UnsafeCheckpointError: there are more tensors, or longer names, than any network has.
     """
-    return _Walk(find).run(root)
+    return _Walk(find, constants).run(root)
 
 
 class _Walk:
-    def __init__(self, find: FindStorage) -> None:
+    def __init__(self, find: FindStorage, constants: FindConstants | None) -> None:
         self.find = find
+        self.constants = constants
         self.index = ObjectIndex()
         self.characters = 0
         self.seen: set[int] = set()
@@ -160,8 +166,9 @@ class _Walk:
         if len(self.index.tensors) >= MAX_TENSORS:
             raise UnsafeCheckpointError("holds more tensors than any network", found=f"more than {MAX_TENSORS}")
         key = f"{prefix}.{label}" if prefix else label
+        tied, problem, where = record.identity, record.problem, Place.of(record)
         self.index.tensors.append(
-            StoredTensor(key, record.shape, record.dtype, record.read, container, record.identity, record.problem)
+            StoredTensor(key, record.shape, record.dtype, record.read, container, tied, problem, where)
         )
 
     def names(self, place: _Place) -> tuple[tuple[str, ...], str]:
@@ -200,7 +207,11 @@ class _Walk:
             raise UnsafeCheckpointError("holds more modules than any network", found=f"more than {MAX_MODULES}")
         symbol = _class_of(module)
         class_name = symbol.name.rsplit(".", 1)[-1] if symbol else ""
-        self.index.modules.append(ModuleFacts(path, class_name, _geometry(attributes, class_name), container))
+        if symbol and self.constants:
+            attributes = {**self.constants(symbol.module, class_name), **attributes}
+        geometry, epsilon = geometry_of(attributes, class_name), attributes.get("eps")
+        epsilon = epsilon if isinstance(epsilon, float) and 0 <= epsilon < 1 else None
+        self.index.modules.append(ModuleFacts(path, class_name, geometry, container, epsilon=epsilon))
         if symbol and symbol.module.split(".", 1)[0] == "__torch__":
             return iter(_text_children(attributes))
         registered = [
@@ -313,7 +324,7 @@ def _class_of(call: Call) -> Symbol | None:
     return callee if isinstance(callee, Symbol) else None
 
 
-def _geometry(attributes: dict[str, object], class_name: str) -> GeometryFacts:
+def geometry_of(attributes: dict[str, object], class_name: str) -> GeometryFacts:
     """Return the geometry that a module's plain attributes state; what is not sane is not stated."""
     padding = attributes.get("padding")
     mode = attributes.get("padding_mode")
@@ -322,13 +333,19 @@ def _geometry(attributes: dict[str, object], class_name: str) -> GeometryFacts:
     facts = GeometryFacts(
         stride=_amounts(attributes.get("stride"), 1),
         padding=padding if padding in ("same", "valid") else _amounts(padding, 0),
-        padding_mode=mode if isinstance(mode, str) and mode in PADDINGS else None,
+        padding_mode=mode if isinstance(mode, str) and mode in PADDINGS else _first_mode(attributes),
         dilation=_amounts(attributes.get("dilation"), 1),
         groups=groups if type(groups) is int and 1 <= groups <= MAX_INT else None,
         transposed=transposed if isinstance(transposed, bool) else None,
         output_padding=_amounts(attributes.get("output_padding"), 0),
     )
     return replace(facts, padding="same") if class_name in _SAME_PADDED else facts
+
+
+def _first_mode(attributes: dict[str, object]) -> str | None:
+    # PyTorch before 1.1: its convolutions had no such attribute, and padded with zeros.
+    is_early = "padding_mode" not in attributes and {"transposed", "output_padding"} <= attributes.keys()
+    return "zeros" if is_early else None
 
 
 def _amounts(value: object, least: int) -> int | tuple[int, ...] | None:

@@ -179,7 +179,9 @@ def _part(storage: Storage, storage_id: StorageId) -> Storage:
     if first + count > storage.size:
         raise CorruptCheckpointError("a part of a storage reaches beyond it", found=f"{first + count} bytes")
     key = f"{storage.key}[{first}:{first + count}]"
-    return Storage(key, count, lambda start, n: storage.read(first + start, n), storage.big_endian)
+    return replace(
+        storage, key=key, size=count, read=lambda start, n: storage.read(first + start, n), start=storage.start + first
+    )
 
 
 def _quantised(call: Call, _: FindStorage) -> TensorRecord:

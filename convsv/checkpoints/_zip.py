@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError
 
-__all__ = ["LOCAL_MAGIC", "StoredZip", "ZipEntry"]
+__all__ = ["DEFLATED", "LOCAL_MAGIC", "Directory", "StoredZip", "ZipEntry"]
 
 LOCAL_MAGIC = b"PK\x03\x04"
 """The first bytes of an archive that holds at least one entry."""
@@ -88,6 +88,26 @@ class _Record:
             raise CorruptCheckpointError("the zip archive has an entry whose name is not UTF-8") from None
 
 
+@dataclass(frozen=True)
+class Directory:
+    """Where the central directory of an archive stands.
+
+    Attributes:
+        start: its absolute position.
+        size: its size in bytes.
+        count: number of entries.
+        end_record: absolute position of the end record.
+        end_record64: absolute position of the zip64 end record, if there is one; its locator stands right before the
+            end record.
+    """
+
+    start: int
+    size: int
+    count: int
+    end_record: int
+    end_record64: int | None = None
+
+
 class StoredZip:
     """The index of an archive; entries are read one by one on demand.
 
@@ -98,6 +118,7 @@ class StoredZip:
     Attributes:
         file: the file.
         entries: all entries by name, in the order of the directory.
+        directory: where the directory stands.
         has_checksums: false when every CRC of the archive is 0 (a legal option of PyTorch): none is checked then.
 
     Raises:
@@ -107,8 +128,8 @@ class StoredZip:
 
     def __init__(self, file: RegularFile, allow_deflate: bool = False) -> None:
         self.file = file
-        start, size, count = _find_directory(file)
-        records = _parse_directory(file, start, size, count)
+        self.directory = _find_directory(file)
+        records = _parse_directory(file, self.directory)
         self.entries: dict[str, ZipEntry] = {}
         for record in records:
             name = record.text()
@@ -116,7 +137,7 @@ class StoredZip:
                 raise UnsafeCheckpointError("the zip archive holds two entries of one name", found=repr(name[:80]))
             _check_kind(name, record, allow_deflate)
             self.entries[name] = _locate(file, name, record)
-        _check_extents(self.entries, start)
+        _check_extents(self.entries, self.directory.start)
         self.has_checksums = any(entry.crc for entry in self.entries.values())
         self._verified: set[str] = set()
 
@@ -200,8 +221,7 @@ class StoredZip:
 # ------------------------------------------------------------------------------------------------------- directory
 
 
-def _find_directory(file: RegularFile) -> tuple[int, int, int]:
-    # Start, size and number of entries of the central directory.
+def _find_directory(file: RegularFile) -> Directory:
     if file.size < _END.size or file.read(0, 4) != LOCAL_MAGIC:
         raise CorruptCheckpointError("is not a zip archive from its first byte on, or is truncated")
     tail_start = max(0, file.size - _END.size - _FULL16)
@@ -217,17 +237,19 @@ def _find_directory(file: RegularFile) -> tuple[int, int, int]:
         )
     _, disk, first_disk, here, count, size, start, _ = _END.unpack_from(tail, at)
     end, disks = tail_start + at, {disk, first_disk}
+    end_record, end_record64 = end, None
     if end >= _LOCATOR64.size and file.read(end - _LOCATOR64.size, 4) == b"PK\x06\x07":
         end, disks, wide = _read_end64(file, end - _LOCATOR64.size)
         narrow = ((here, _FULL16), (count, _FULL16), (size, _FULL32), (start, _FULL32))
         if any(said not in (full, true) for (said, full), true in zip(narrow, wide, strict=True)):
             raise CorruptCheckpointError("the two end records of the zip archive disagree")
         here, count, size, start = wide
+        end_record64 = end
     if disks != {0} or here != count:
         raise UnsafeCheckpointError("the zip archive is one of several parts")
     if start + size > end:
         raise CorruptCheckpointError("the directory of the zip archive lies beyond its end")
-    return start, size, count
+    return Directory(start, size, count, end_record, end_record64)
 
 
 def _read_end64(file: RegularFile, locator_at: int) -> tuple[int, set[int], tuple[int, int, int, int]]:
@@ -241,7 +263,8 @@ def _read_end64(file: RegularFile, locator_at: int) -> tuple[int, set[int], tupl
     return at, {disk, this_disk, first_disk, max(disks, 1) - 1}, (here, count, size, start)
 
 
-def _parse_directory(file: RegularFile, start: int, size: int, count: int) -> list[_Record]:
+def _parse_directory(file: RegularFile, directory: Directory) -> list[_Record]:
+    start, size, count = directory.start, directory.size, directory.count
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
         raise UnsafeCheckpointError("the directory of the zip archive is too large", found=f"{count} entries")
     data, at, records = file.read(start, size), 0, []

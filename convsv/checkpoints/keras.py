@@ -12,16 +12,24 @@ Any other HDF5 file is a list of datasets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from convsv.checkpoints import FORMATS, Checkpoint, RegularFile
+from convsv.checkpoints._content import printable
 from convsv.checkpoints._file import AnonymousFile
 from convsv.checkpoints._hdf5 import Dataset, Hdf5File, find_superblock
+from convsv.checkpoints._hdf5_edit import Change, needs_library, overwrite, rewrite
 from convsv.checkpoints._keras_layouts import Contents
+from convsv.checkpoints._place import Place
 from convsv.checkpoints._zip import LOCAL_MAGIC, StoredZip
+from convsv.checkpoints._zip_edit import replace_entry
+from convsv.checkpoints._zip_patch import renew_checksums
+from convsv.checkpoints.writing import Edit
 from convsv.errors import CheckpointError, CorruptCheckpointError
 
 __all__ = ["Keras"]
@@ -64,6 +72,30 @@ class Keras:
         hdf5, read = _open_member(archive)
         return Contents(hdf5, config_text, read).checkpoint(file, self.name)
 
+    def patch(self, source: Checkpoint, edits: Sequence[Edit], copy: Path) -> Sequence[Place] | None:
+        """Put values into a copy, where they stand if they stand there as they are, else by libhdf5's hand.
+
+        Args:
+            source: the checkpoint.
+            edits: of datasets that can be read.
+            copy: an exact copy of its file.
+
+        Returns:
+            The checksums of the archive's member; None where datasets are chunked or compressed, or the member is.
+
+        Raises:
+            CheckpointError: libhdf5 cannot write the values, or not without changing something else.
+            OSError: the copy cannot be written.
+        """
+        file = source.files[0]
+        descriptor = os.open(copy, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        try:
+            if find_superblock(file) is not None:
+                return _patch_hdf5(Hdf5File(file), edits, descriptor)
+            return _patch_archive(StoredZip(file, allow_deflate=True), edits, copy, descriptor)
+        finally:
+            os.close(descriptor)
+
 
 FORMATS.add(Keras.name, Keras())
 
@@ -95,3 +127,47 @@ def _open_member(archive: StoredZip) -> tuple[Hdf5File, Callable[[Dataset], NDAr
         return hdf5.read(dataset)
 
     return hdf5, read
+
+
+# ------------------------------------------------------------------------------------------------------------- editing
+
+
+def _changes(hdf5: Hdf5File, edits: Sequence[Edit]) -> list[Change]:
+    by_path: dict[str, list[Dataset]] = {}
+    for dataset in hdf5.datasets:
+        by_path.setdefault(dataset.path, []).append(dataset)
+    changes = []
+    for edit in edits:
+        found = by_path.get(path := "/".join((*edit.tensor.container, edit.tensor.key)), [])
+        if len(found) != 1:
+            raise CheckpointError("cannot be edited: several datasets have this name", tensor=printable(path))
+        changes.append(Change(found[0], edit.values))
+    return changes
+
+
+def _patch_hdf5(hdf5: Hdf5File, edits: Sequence[Edit], descriptor: int) -> Sequence[Place] | None:
+    changes = _changes(hdf5, edits)
+    if needs_library(changes):
+        rewrite(hdf5, changes, descriptor)
+        return None
+    overwrite(hdf5, changes, descriptor)
+    return ()
+
+
+def _patch_archive(archive: StoredZip, edits: Sequence[Edit], copy: Path, descriptor: int) -> Sequence[Place] | None:
+    hdf5, _ = _open_member(archive)
+    changes = _changes(hdf5, edits)
+    if archive.entries[WEIGHTS].method or needs_library(changes):
+        member = AnonymousFile(archive.file.path, archive.read(WEIGHTS, limit=MAX_UNPACKED))
+        rewrite(hdf5, changes, member.fileno())
+        replace_entry(archive, WEIGHTS, _content(member), descriptor)
+        return None
+    overwrite(hdf5, changes, descriptor)
+    return renew_checksums(archive, edits, copy)
+
+
+def _content(file: AnonymousFile) -> bytes:
+    # Also what libhdf5 has appended.
+    with os.fdopen(os.dup(file.fileno()), "rb") as stream:
+        stream.seek(0)
+        return stream.read()

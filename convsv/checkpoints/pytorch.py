@@ -4,13 +4,15 @@
 (magic number, protocol, system, object, storage keys) followed by the storages
 (https://github.com/pytorch/pytorch/blob/main/torch/serialization.py). Both pickles are interpreted inertly:
 nothing of the file is imported or called, torch is not imported either, and a tensor is read when it is asked for.
+An edit patches the bytes of a tensor where they stand in a copy, and the checksum of the entry that holds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,10 +20,17 @@ from numpy.typing import NDArray
 from convsv.checkpoints import FORMATS, Checkpoint, RegularFile, StoredTensor
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._pickle import MAX_PICKLE_BYTES, Pickle, interpret
+from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import Storage
+from convsv.checkpoints._torch_export import Exported, export_prefix, read_export
+from convsv.checkpoints._torch_frozen import add_constants
 from convsv.checkpoints._torch_objects import ObjectIndex, index_objects
-from convsv.checkpoints._torch_tensors import StorageId, parse_storage_id
+from convsv.checkpoints._torch_patch import refuse_hidden_views
+from convsv.checkpoints._torch_script import ScriptCode
+from convsv.checkpoints._torch_tensors import FindStorage, StorageId, parse_storage_id
 from convsv.checkpoints._zip import LOCAL_MAGIC, STORED, StoredZip
+from convsv.checkpoints._zip_patch import renew_checksums
+from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
 __all__ = ["PyTorch"]
@@ -31,6 +40,7 @@ PROTOCOL = 1001
 _HEAD = 64
 _SMALL = 1 << 20
 _RESAVE = "save model.state_dict() with torch.save"
+_PACKED = "the constants of its code are compressed: weights among them are not listed"
 _TAR_MEMBERS = ("sys_info", "pickle", "storages", "tensors")
 _EXPORTED = ("archive_format", "models/model.json", "serialized_exported_program.json", "serialized_state_dict.pt")
 _PACKAGED = ".data/extern_modules"
@@ -39,10 +49,10 @@ _FIRST_FOLDERS = ("/data/", "/.data/", "/code/", "/constants/")
 
 
 class PyTorch:
-    """The reader of ``torch.save`` files, and of TorchScript archives as data."""
+    """The reader of ``torch.save`` files, and of TorchScript and ``torch.export`` archives as data."""
 
     name = "pytorch"
-    suffixes: tuple[str, ...] = (".pt", ".pth", ".th", ".ckpt")
+    suffixes: tuple[str, ...] = (".pt", ".pth", ".th", ".ckpt", ".pt2")
 
     def recognises(self, file: RegularFile) -> bool:
         """Tell a PyTorch archive, the magic number of the pickle format, or the tar of its first releases.
@@ -59,23 +69,87 @@ class PyTorch:
         Raises:
             CorruptCheckpointError: truncated, wrong checksums, or it contradicts itself.
             UnsafeCheckpointError: compressed, duplicated, overlapping or enormous parts.
-            CheckpointError: a format that is not read: torch.export, torch.package, the tar of 2016.
+            CheckpointError: a format that is not read: torch.package, early torch.export, the tar of 2016.
         """
         with error_context(path=str(file.path)):
-            head = file.read(0, min(file.size, 512))
-            if head[:4] == LOCAL_MAGIC:
-                found = _open_zip(file)
-            elif _has_magic(head):
-                found = _open_pickles(file)
-            elif _is_torch_tar(head):
-                raise CheckpointError(
-                    "is a tar checkpoint of PyTorch 0.1.1 or older, which is not read", advice=_RESAVE
-                )
-            else:
-                raise CheckpointError("is not a PyTorch checkpoint")
+            found = _exported(file) or _pickled(file)
         path = str(file.path)
         tensors = tuple(replace(tensor, read=partial(_read, tensor, path)) for tensor in found.tensors)
         return Checkpoint(path, self.name, tensors, tuple(found.modules), tuple(found.problems), (file,))
+
+    def patch(self, source: Checkpoint, edits: Sequence[Edit], copy: Path) -> Sequence[Place]:
+        """Put values into a copy of the file, storage by storage; the pickle is not touched.
+
+        Args:
+            source: the checkpoint.
+            edits: new values, one or more, of tensors with a storage.
+            copy: the copy.
+
+        Returns:
+            The places of the checksums.
+
+        Raises:
+            CheckpointError: a tensor stands inside the pickle, or shares bytes with something else in the file.
+            OSError: the copy cannot be written.
+        """
+        (file,) = source.files
+        exported = _export_archive(file)
+        if exported:
+            write_values(edits, copy)
+            return renew_checksums(exported[0], edits, copy)
+        contents = _contents(file)
+        refuse_hidden_views(source, edits, contents.pickle, contents.find)
+        write_values(edits, copy)
+        return renew_checksums(contents.archive, edits, copy) if contents.archive else ()
+
+
+def _exported(file: RegularFile) -> Exported | None:
+    found = _export_archive(file)
+    if found is None:
+        return None
+    archive, prefix = found
+    return read_export(archive, prefix, big_endian=_is_big_endian(archive, f"{prefix}byteorder"))
+
+
+def _export_archive(file: RegularFile) -> tuple[StoredZip, str] | None:
+    if file.read(0, min(file.size, 4)) != LOCAL_MAGIC:
+        return None
+    archive = StoredZip(file, allow_deflate=True)
+    prefix = export_prefix(archive)
+    return None if prefix is None else (archive, prefix)
+
+
+def _pickled(file: RegularFile) -> ObjectIndex:
+    contents = _contents(file)
+    code = contents.code
+    found = index_objects(contents.pickle.value, contents.find, code.constants if code else None)
+    if code and contents.frozen:
+        add_constants(found, contents.frozen[0], contents.frozen[1], code)
+    found.problems.extend(contents.problems)
+    return found
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What either format consists of: a pickle, and the way to the storages that it names."""
+
+    pickle: Pickle
+    find: FindStorage
+    archive: StoredZip | None = None
+    problems: tuple[str, ...] = ()
+    code: ScriptCode | None = None
+    frozen: tuple[Pickle, FindStorage] | None = None
+
+
+def _contents(file: RegularFile) -> _Contents:
+    head = file.read(0, min(file.size, 512))
+    if head[:4] == LOCAL_MAGIC:
+        return _open_zip(file)
+    if _has_magic(head):
+        return _open_pickles(file)
+    if _is_torch_tar(head):
+        raise CheckpointError("is a tar checkpoint of PyTorch 0.1.1 or older, which is not read", advice=_RESAVE)
+    raise CheckpointError("is not a PyTorch checkpoint")
 
 
 def _read(tensor: StoredTensor, path: str) -> NDArray[Any]:
@@ -130,7 +204,7 @@ def _is_torch_zip(file: RegularFile, head: bytes) -> bool:
 # --------------------------------------------------------------------------------------------------------- zip format
 
 
-def _open_zip(file: RegularFile) -> ObjectIndex:
+def _open_zip(file: RegularFile) -> _Contents:
     archive = StoredZip(file, allow_deflate=True)
     prefix = _archive_prefix(archive)
     entry = archive.entries[f"{prefix}data.pkl"]
@@ -145,15 +219,26 @@ def _open_zip(file: RegularFile) -> ObjectIndex:
     archive.verify(entry.name)
     big_endian = _is_big_endian(archive, f"{prefix}byteorder")
 
-    def find(wanted: StorageId) -> Storage:
-        name = f"{prefix}data/{wanted.key}"
-        size = archive.entries[name].size if name in archive.entries else None
-        return _storage(wanted, size, partial(archive.read_range, name), big_endian)
+    def finder(folder: str) -> FindStorage:
+        def find(wanted: StorageId) -> Storage:
+            held = archive.entries.get(f"{prefix}{folder}/{wanted.key}")
+            _check_size(wanted, None if held is None else held.size)
+            assert held is not None
+            read = partial(archive.read_range, held.name)
+            stands = file if held.method == STORED else None
+            return Storage(wanted.key, wanted.numel * wanted.item_size, read, big_endian, stands, held.offset)
 
-    found = index_objects(_harmless(interpret(file, entry.offset, entry.size)).value, find)
-    if is_script:
-        found.problems.append("is a TorchScript archive: strides and paddings stand in its code, which is not read")
-    return found
+        return find
+
+    pickle = _harmless(interpret(file, entry.offset, entry.size))
+    if not is_script:
+        return _Contents(pickle, finder("data"), archive)
+    code, constants = ScriptCode(archive, prefix), archive.entries[f"{prefix}constants.pkl"]
+    if constants.method != STORED or constants.size > MAX_PICKLE_BYTES:
+        return _Contents(pickle, finder("data"), archive, (_PACKED,), code)
+    archive.verify(constants.name)
+    frozen = _harmless(interpret(file, constants.offset, constants.size)), finder("constants")
+    return _Contents(pickle, finder("data"), archive, (), code, frozen)
 
 
 def _archive_prefix(archive: StoredZip) -> str:
@@ -165,7 +250,7 @@ def _archive_prefix(archive: StoredZip) -> str:
         if f"{folder}data.pkl" in names:
             return folder
         if any(folder + name in names for name in _EXPORTED):
-            raise CheckpointError("is a torch.export archive (.pt2), which is not read", advice=_RESAVE)
+            raise CheckpointError("is a torch.export archive of PyTorch before 2.8, which is not read", advice=_RESAVE)
         if folder + _PACKAGED in names:
             raise CheckpointError("is a torch.package archive, which is not read", advice=_RESAVE)
     raise CorruptCheckpointError("is a zip archive without data.pkl: no file of torch.save", advice=_RESAVE)
@@ -179,18 +264,17 @@ def _is_big_endian(archive: StoredZip, name: str) -> bool:
     return order == b"big"
 
 
-def _storage(wanted: StorageId, size: int | None, read: Callable[[int, int], bytes], big_endian: bool) -> Storage:
+def _check_size(wanted: StorageId, size: int | None) -> None:
     declared = wanted.numel * wanted.item_size
     if size is None or declared > size:
         found = "none" if size is None else f"{size} bytes, {declared} declared"
         raise CorruptCheckpointError(f"lacks the data of storage {wanted.key[:40]!r}", found=found)
-    return Storage(wanted.key, declared, read, big_endian)
 
 
 # ------------------------------------------------------------------------------------------------------ pickle format
 
 
-def _open_pickles(file: RegularFile) -> ObjectIndex:
+def _open_pickles(file: RegularFile) -> _Contents:
     at = 0
     for expected, what in ((MAGIC, "magic number"), (PROTOCOL, "protocol")):
         value, at, *_ = interpret(file, at)
@@ -205,9 +289,14 @@ def _open_pickles(file: RegularFile) -> ObjectIndex:
 
     def find(wanted: StorageId) -> Storage:
         start, size = storages.get(wanted.key, (0, None))
-        return _storage(wanted, size, lambda offset, count: file.read(start + offset, count), False)
+        _check_size(wanted, size)
 
-    return index_objects(main.value, find)
+        def read(offset: int, count: int) -> bytes:
+            return file.read(start + offset, count)
+
+        return Storage(wanted.key, wanted.numel * wanted.item_size, read, False, file, start)
+
+    return _Contents(main, find)
 
 
 def _first_ids(pickle: Pickle) -> dict[str, StorageId]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import ml_dtypes
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 
 from convsv.checkpoints import FORMATS, Checkpoint, RegularFile, StoredTensor
 from convsv.checkpoints._content import printable
+from convsv.checkpoints._copying import counterpart
+from convsv.checkpoints._place import Place
+from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError, UsageError, error_context
 
 __all__ = ["Safetensors"]
@@ -98,6 +102,26 @@ class Safetensors:
             return _open_index(file)
         tensors = tuple(_stored(file, key, entry) for key, entry in _read_header(file).items())
         return Checkpoint(str(file.path), self.name, tensors, files=(file,))
+
+    def patch(self, source: Checkpoint, edits: Sequence[Edit], copy: Path) -> Sequence[Place]:
+        """Put values into a copy of the file, or of the shards; headers and index are not touched.
+
+        Args:
+            source: the checkpoint.
+            edits: new values, one or more.
+            copy: the copy, or the folder of the copies of index and shards.
+
+        Returns:
+            Nothing: no other byte changes.
+
+        Raises:
+            OSError: the copy cannot be written.
+        """
+        for file in source.files:
+            held = [edit for edit in edits if edit.tensor.place and edit.tensor.place.file is file]
+            if held:
+                write_values(held, counterpart(file, source, copy))
+        return ()
 
 
 FORMATS.add(Safetensors.name, Safetensors())
@@ -247,6 +271,9 @@ def _stored(file: RegularFile, key: str, entry: _Entry) -> StoredTensor:
         read=partial(_read, file, key, entry),
         identity=(str(file.path), entry.start, entry.end, entry.dtype, entry.shape),
         problem=problem,
+        place=Place.contiguous(file, entry.start, dtype.name, entry.shape)
+        if dtype is not None and 0 not in entry.shape
+        else None,
     )
 
 
