@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convsv.api import analyze, bounds, operator_norm, spectrum
+    from convsv.api import analyze, bounds, clip, operator_norm, spectrum
     from convsv.checkpoints import open_checkpoint
     from convsv.checkpoints.discovery import find_layers
+    from convsv.editing import clip_checkpoint
     from convsv.geometry import Geometry, GeometryFacts
 
 __version__ = "0.1.0"
@@ -22,6 +23,8 @@ __all__ = [
     "__version__",
     "analyze",
     "bounds",
+    "clip",
+    "clip_checkpoint",
     "find_layers",
     "open_checkpoint",
     "operator_norm",
@@ -33,6 +36,8 @@ _HOMES = {
     "GeometryFacts": "convsv.geometry",
     "analyze": "convsv.api",
     "bounds": "convsv.api",
+    "clip": "convsv.api",
+    "clip_checkpoint": "convsv.editing",
     "find_layers": "convsv.checkpoints.discovery",
     "open_checkpoint": "convsv.checkpoints",
     "operator_norm": "convsv.api",

@@ -22,4 +22,5 @@ def describe(layer: ConvLayer) -> LayerReport:
         geometry=layer.geometry,
         unavailable={"norm": layer.problem} if layer.problem else {},
         notes=layer.notes,
+        folded=layer.folded.name if layer.folded else None,
     )

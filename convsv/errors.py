@@ -35,7 +35,13 @@ __all__ = [
     "UnsafeCheckpointError",
     "UsageError",
     "error_context",
+    "escaped",
 ]
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line that steers no terminal: what is not printable is escaped as ``repr`` does."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class ConvsvError(Exception):
@@ -66,14 +72,14 @@ class ConvsvError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        """Return the whole message on one line."""
+        """Return the whole message on one line, whatever is in names and paths: what is not printable is escaped."""
         where = ": ".join(part for part in (self.path, self.tensor) if part)
         text = f"{where}: {self.what}" if where else self.what
         if self.found:
             text += f" (found {self.found})"
         if self.advice:
             text += f"; {self.advice}"
-        return text
+        return escaped(text)
 
 
 class UsageError(ConvsvError):

@@ -95,7 +95,7 @@ app = typer.Typer(
     cls=Program,
     name="convsv",
     help="How much does each convolution of a trained network stretch its input? Certified norms and singular values, "
-    "from checkpoint files of PyTorch, safetensors and Keras.",
+    "from checkpoint files of PyTorch, safetensors, Keras and ONNX.",
     epilog="Example: convsv analyze model.pt",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import TextIO
 from convsv.cli._screen import close_standard_output
 from convsv.cli.options import Output, Spectra
 from convsv.errors import OutputError, UsageError
-from convsv.reports import WRITERS, Sink, Style, format_of, open_sink, replay
-from convsv.reports._files import replacing
+from convsv.files import replacing
+from convsv.reports import Sink, Style, format_names, format_of, open_sink, replay
 from convsv.reports._sort import sort_column, sort_report
 from convsv.reports.arrays import ArrayFile, suffix_of
 from convsv.results import CheckpointReport, LayerReport, Report, Spectrum
 
-__all__ = ["Outputs", "is_colourful", "uninterrupted"]
+__all__ = ["SILENT", "Outputs", "is_colourful", "uninterrupted", "without_values"]
 
 
 def is_colourful(stream: TextIO) -> bool:
@@ -59,6 +59,8 @@ def uninterrupted() -> Iterator[None]:
 
 
 _STANDARD_OUTPUT = "standard output"
+SILENT = "none"
+"""The format of verbs that put nothing on standard output: their files are the result."""
 
 
 class _Guarded:
@@ -118,25 +120,35 @@ class Outputs:
         output: what the user asked for.
         spectra: what the user asked for of whole spectra.
         summary: bounds: a row a bound over all layers.
+        named: formats of files whose suffix does not tell it.
 
     Raises:
         UsageError: an unknown format, suffix or column, or a file named twice.
     """
 
-    def __init__(self, head: Report, output: Output, spectra: Spectra, *, summary: bool = False) -> None:
+    def __init__(
+        self,
+        head: Report,
+        output: Output,
+        spectra: Spectra,
+        *,
+        summary: bool = False,
+        named: Mapping[str, str] | None = None,
+    ) -> None:
         self._head, self._output, self._spectra, self._summary = head, output, spectra, summary
         self._format = output.format
         if self._format == "auto":
             self._format = "table" if sys.stdout.isatty() else "tsv"
-        self._formats = [format_of(path) for path in output.output]
+        named = dict(named or {})
+        self._formats = [named.get(path) or self._format_of(path) for path in output.output]
         if spectra.spectra is not None:
             suffix_of(spectra.spectra)
         self._column = None if output.sort is None else sort_column(head, output.sort)
         if self._column and summary:
             raise UsageError("--sort does not go with --summary", advice="leave one of them away")
         _refuse_twice([*output.output, *([spectra.spectra] if spectra.spectra else [])])
-        if self._format not in WRITERS:
-            known = ", ".join(sorted(WRITERS))
+        if self._format not in (SILENT, *format_names(head.command)):
+            known = ", ".join(format_names(head.command))
             raise UsageError("--format: no such format", found=repr(self._format), advice=f"use auto or one of {known}")
         self._guarded: list[_Guarded] = []
         self._reports: list[_Guarded] = []
@@ -172,13 +184,12 @@ class Outputs:
                 arrays.sink = ArrayFile(self._spectra.spectra, arrays.stack)
             for path, name in zip(self._output.output, self._formats, strict=True):
                 file = self._guard(path)
-                out = _opened(file.stack.enter_context(replacing(path)), file.stack)
-                style = Style(values=self._spectra.values, summary=self._summary)
-                file.sink = open_sink(out, name, head, style)
+                file.sink = self._file_sink(file.stack.enter_context(replacing(path)), name, head, file.stack)
                 self._reports.append(file)
-            page = self._guard(_STANDARD_OUTPUT)
-            page.sink = open_sink(_standard_output(self._format), self._format, head, self._style())
-            self._reports.append(page)
+            if self._format != SILENT:
+                page = self._guard(_STANDARD_OUTPUT)
+                page.sink = open_sink(_standard_output(self._format), self._format, head, self._style())
+                self._reports.append(page)
             yield
         except BaseException:
             for guarded in self._guarded:
@@ -187,6 +198,19 @@ class Outputs:
             raise
         for guarded in self._guarded:
             guarded.finish()
+
+    def _format_of(self, path: str) -> str:
+        """Return the format of an output file.
+
+        Raises:
+            UsageError: its suffix stands for none.
+        """
+        return format_of(path, self._head.command)
+
+    def _file_sink(self, temporary: Path, name: str, head: Report, stack: ExitStack) -> Sink:
+        """Return what writes an output file, under the name that it has until it is complete."""
+        style = Style(values=self._spectra.values, summary=self._summary)
+        return open_sink(_opened(temporary, stack), name, head, style)
 
     def _guard(self, name: str) -> _Guarded:
         self._guarded.append(_Guarded(name))
@@ -204,7 +228,7 @@ class Outputs:
 
     def kept(self, layer: LayerReport) -> LayerReport:
         """Return what of a layer must be kept until the end."""
-        return layer if self._spectra.values else _without_values(layer)
+        return layer if self._spectra.values else without_values(layer)
 
     def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
         """Give one layer to everybody who can take it now."""
@@ -230,7 +254,8 @@ class Outputs:
         self._guarded[-1].do(lambda sink: sys.stdout.flush())
 
 
-def _without_values(layer: LayerReport) -> LayerReport:
+def without_values(layer: LayerReport) -> LayerReport:
+    """Return a layer's report without whole spectra."""
     results = {
         method: result.without_whole_values() if isinstance(result, Spectrum) else result
         for method, result in layer.results.items()

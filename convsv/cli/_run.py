@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,20 @@ import typer
 
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra, parse_memory
-from convsv.errors import ConvsvError, UsageError, error_context
+from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra, parse_input, parse_memory
+from convsv.errors import ConvsvError, OutputError, UsageError, error_context
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
 if TYPE_CHECKING:
+    from convsv.checkpoints import Checkpoint
     from convsv.checkpoints.discovery import Discovery
     from convsv.checkpoints.sources import GeometryOptions
+    from convsv.checkpoints.traced import Trace
     from convsv.layer import ConvLayer
     from convsv.spectra import SpectrumOptions
 
-__all__ = ["Task", "run"]
+__all__ = ["Analyst", "Run", "Task", "counted", "run", "settings_of", "sources_of"]
 
 Analyst: TypeAlias = "Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]"
 Find: TypeAlias = "Callable[[str], tuple[CheckpointReport, tuple[ConvLayer, ...]]]"
@@ -33,6 +35,8 @@ Paths: TypeAlias = "list[tuple[str | None, CheckpointReport]]"
 
 _HASHED_BY_LAYERS = 64 << 20
 """``layers`` promises to read headers only: larger files go without a hash there."""
+_HOLES = 8
+_HOLLOW = "consists of holes for the most part: not hashed"
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
@@ -53,6 +57,10 @@ class Task:
         norm: whether to certify the norm.
         summary: bounds: a row a bound over all layers.
         exact: how much of the exact spectrum to compute.
+        sidecar: geometry file to write, if any.
+        force: whether that may take the place of another file.
+        named: formats of report files whose suffix does not tell it.
+        more: further options that matter for the numbers.
     """
 
     command: str
@@ -65,6 +73,10 @@ class Task:
     norm: bool = False
     summary: bool = False
     exact: Exact = field(default_factory=Exact)
+    sidecar: Path | None = None
+    force: bool = False
+    named: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(task: Task) -> None:
@@ -75,18 +87,22 @@ def run(task: Task) -> None:
         typer.Exit: it is done, with an exit code other than 0.
     """
     screen = Screen(quiet=task.output.quiet, verbose=task.output.verbose)
-    code = _Run(task, screen).code()
+    code = Run(task, screen).code()
     if code:
         raise typer.Exit(code)
 
 
-class _Run:
+class Run:
+    """One call of a verb, from its options to its exit code."""
+
     def __init__(self, task: Task, screen: Screen) -> None:
         self._task, self._screen = task, screen
         self._codes = [0]
         self._done: list[CheckpointReport] = []
         self._assumed: Counter[str] = Counter()
         self._leaning = 0
+        self._layers: tuple[ConvLayer, ...] = ()
+        self._checkpoint: Checkpoint | None = None
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -94,20 +110,23 @@ class _Run:
         Raises:
             ConvsvError: nothing could be done.
         """
-        head = Report(self._task.command, _settings(self._task))
-        outputs = Outputs(head, self._task.output, self._task.spectra, summary=self._task.summary)
-        sources = _sources(self._task.geometry)
+        head = Report(self._task.command, settings_of(self._task))
+        outputs = self._outputs(head)
+        sources = sources_of(self._task.geometry)
         paths = self._paths()
         _refuse_overwriting(paths, self._task)
+        _refuse_sidecar(paths, self._task)
         if worst(*self._codes) == _USAGE and not any(path for path, _ in paths):
             return _USAGE
-        analyst, computed = _analyst(self._task)
+        analyst, computed = self._analyst()
         head = replace(head, settings={**head.settings, **computed})
         with outputs.opened(head):
             interrupted = self._all(paths, sources, analyst, outputs)
             with uninterrupted():
                 outputs.end(replace(head, checkpoints=tuple(self._done), partial=interrupted))
             unread = outputs.unread
+        if self._task.sidecar and not interrupted:
+            self._write_sidecar(self._task.sidecar)
         for error in outputs.errors:
             self._screen.error(error)
             self._codes.append(exit_code(error))
@@ -117,6 +136,11 @@ class _Run:
         if not unread:
             self._say_assumed()
         return worst(*self._codes)
+
+    def _outputs(self, head: Report) -> Outputs:
+        """Return what takes the results."""
+        task = self._task
+        return Outputs(head, task.output, task.spectra, summary=task.summary, named=task.named)
 
     def _paths(self) -> Paths:
         """Return each checkpoint with its path, or with None where it is already known that there is none."""
@@ -153,6 +177,7 @@ class _Run:
                 known, found = find(path)
                 self._screen.expect(len(found))
                 self._stream(known, analyst(found), layers, outputs)
+                known = self._judged(known, found, layers)
         except KeyboardInterrupt as error:
             interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
@@ -163,6 +188,16 @@ class _Run:
             outputs.checkpoint(complete)
         if interrupt:
             raise interrupt
+
+    def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
+        """Return what turns layers into reports, and the settings that only the machine knows."""
+        return _analyst(self._task)
+
+    def _judged(
+        self, known: CheckpointReport, found: Sequence[ConvLayer], layers: Sequence[LayerReport]
+    ) -> CheckpointReport:
+        """Return what is known of a checkpoint with what is said of all its layers together."""
+        return known
 
     def _stream(
         self, known: CheckpointReport, found: Iterable[LayerReport], layers: list[LayerReport], outputs: Outputs
@@ -183,13 +218,31 @@ class _Run:
 
         with error_context(path=path):
             checkpoint = open_checkpoint(path)
-            hashed = self._task.command != "layers" or checkpoint.byte_size <= _HASHED_BY_LAYERS
+            large, hollow = _size(checkpoint)
+            hashed = not hollow and (self._task.command != "layers" or not large)
             known = CheckpointReport(path, checkpoint.format, checkpoint.sha256() if hashed else None)
             models = self._task.models
             found = discover(checkpoint, geometry=sources, include=models.include, exclude=models.exclude)
-        problems = (*checkpoint.problems, *found.problems)
+        problems = (*checkpoint.problems, *found.problems, *([_HOLLOW] if hollow else []))
         self._say(path, problems, found)
+        self._layers, self._checkpoint = found.layers, checkpoint
         return replace(known, problems=problems), found.layers
+
+    def _write_sidecar(self, path: Path) -> None:
+        """Write what is known of the layers' geometry, unless there is nothing to write about."""
+        if not self._layers:
+            self._screen.warning(f"{path}: not written, because there are no layers")
+            return
+        from convsv.checkpoints._sidecar_writing import Described, sidecar_text
+        from convsv.files import replacing
+
+        described = [Described(x.name.removesuffix(x.call), x.kind, x.shape, x.geometry) for x in self._layers]
+        try:
+            with replacing(str(path)) as temporary:
+                temporary.write_text(sidecar_text(described), encoding="utf-8", newline="\n")
+        except OutputError as error:
+            self._screen.error(error)
+            self._codes.append(exit_code(error))
 
     # ------------------------------------------------------------------------------------------- standard error
 
@@ -203,7 +256,7 @@ class _Run:
         with self._screen.paused():
             self._screen.error(error, text)
         self._codes.append(exit_code(error))
-        return replace(known, problems=(*known.problems, text))
+        return replace(known, problems=(*known.problems, text), failed=True)
 
     def _say(self, path: str, problems: Sequence[str], found: Discovery) -> None:
         with self._screen.paused():
@@ -217,10 +270,14 @@ class _Run:
             elif found.skipped:
                 rules = Counter(skipped.rule for skipped in found.skipped)
                 kinds = ", ".join(f"{rule} {count}" for rule, count in rules.most_common())
-                count = _count(len(found.skipped), "other tensor")
+                count = counted(len(found.skipped), "other tensor")
                 self._screen.note(f"{path}: {count} shaped like kernels left out ({kinds}); --verbose names them")
             if not found.layers:
                 self._screen.note(f"{path}: no convolutions to report")
+            folded = sum(layer.folded is not None for layer in found.layers)
+            if folded:
+                kernels = counted(folded, "layer")
+                self._screen.note(f"{path}: {kernels} reported with the batch normalisation behind them folded in")
 
     def _say_missing(self, checkpoint: CheckpointReport) -> None:
         """Say which results are unavailable, and count what was assumed."""
@@ -241,9 +298,15 @@ class _Run:
         if self._assumed:
             kinds = ", ".join(f"{name} {count}" for name, count in self._assumed.most_common())
             self._screen.note(
-                f"{_count(self._leaning, 'layer')} with assumed geometry, marked ? in tables ({kinds}); "
-                "state it with --size, --padding-mode or --geometry FILE.toml"
+                f"{counted(self._leaning, 'layer')} with assumed geometry, marked ? in tables ({kinds}); "
+                "state it with --size, --padding-mode or --geometry FILE.toml, or trace the model with --model"
             )
+
+
+def _size(checkpoint: Checkpoint) -> tuple[bool, bool]:
+    """Tell whether a checkpoint is large, and whether it is a large one with next to nothing on the disk."""
+    large = checkpoint.byte_size > _HASHED_BY_LAYERS
+    return large, large and checkpoint.byte_size > _HOLES * checkpoint.stored_size
 
 
 def _expanded(model: str) -> tuple[str, ...]:
@@ -261,7 +324,8 @@ def _expanded(model: str) -> tuple[str, ...]:
     return tuple(map(str, find_checkpoints(model))) if Path(model).is_dir() else (model,)
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
@@ -272,12 +336,32 @@ def _refuse_overwriting(paths: Paths, task: Task) -> None:
         UsageError: an output is one of the checkpoints.
     """
     inputs = {os.path.realpath(path) for path, _ in paths if path}
-    for target in (*task.output.output, *filter(None, [task.spectra.spectra])):
+    for target in (*task.output.output, *(str(path) for path in (task.spectra.spectra, task.sidecar) if path)):
         if os.path.realpath(target) in inputs:
             raise UsageError("is to be read and written", path=target, advice="give the output another name")
 
 
-def _sources(stated: GeometrySources) -> GeometryOptions:
+def _refuse_sidecar(paths: Paths, task: Task) -> None:
+    """Refuse to write a geometry file over something, or about several checkpoints.
+
+    Raises:
+        UsageError: there is such a file, or there are several checkpoints.
+    """
+    target = task.sidecar
+    if target is None:
+        return
+    if len(paths) > 1:
+        raise UsageError("--write-geometry is about one checkpoint", found=f"{len(paths)}")
+    if os.path.lexists(target) and not task.force:
+        raise UsageError("is there already", path=str(target), advice="give another name, or --force to replace it")
+
+
+def sources_of(stated: GeometrySources) -> GeometryOptions:
+    """Return what the user says about geometry, its files read and the model traced.
+
+    Raises:
+        UsageError: a file, or the model, is not as it must be.
+    """
     from convsv.checkpoints.sidecar import read_sidecar
     from convsv.checkpoints.sources import GeometryOptions
 
@@ -285,16 +369,41 @@ def _sources(stated: GeometrySources) -> GeometryOptions:
         size=stated.spatial_size,
         padding_mode=stated.padding_mode.value if stated.padding_mode else None,
         sidecar=read_sidecar(stated.geometry) if stated.geometry else None,
+        trace=_trace(stated),
+        fold=stated.fold,
     )
 
 
-def _settings(task: Task) -> dict[str, Any]:
+def _trace(stated: GeometrySources) -> Trace | None:
+    """Run the user's model, if there is one to run.
+
+    Raises:
+        UsageError: options that need each other, or the model cannot be imported, built or run.
+    """
+    if stated.trace is None:
+        lonely = "--input-shape" if stated.input_shape else "--model-args" if stated.model_args else None
+        if lonely:
+            raise UsageError(f"{lonely} is about the model to trace", advice="name it with --model PKG.MOD:CALLABLE")
+        return None
+    if not stated.input_shape:
+        raise UsageError("--model needs the shape of its input", advice="add for instance --input-shape 3x224x224")
+    from convsv.tracing import InputShape, trace
+
+    inputs = [InputShape(*parse_input(text)) for text in stated.input_shape]
+    return trace(stated.trace, inputs, stated.model_args)
+
+
+def settings_of(task: Task) -> dict[str, Any]:
     """Return the options that matter for the numbers, as far as they are known without computing anything."""
     stated = task.geometry
     settings: dict[str, Any] = {
         "size": stated.spatial_size,
         "padding_mode": stated.padding_mode.value if stated.padding_mode else None,
         "geometry": str(stated.geometry) if stated.geometry else None,
+        "model": stated.trace,
+        "model_args": stated.model_args,
+        "input_shape": stated.input_shape,
+        "fold_bn": stated.fold,
         "include": task.models.include,
         "exclude": task.models.exclude,
         "methods": task.methods,
@@ -310,6 +419,7 @@ def _settings(task: Task) -> dict[str, Any]:
         }
     if "exact" in task.methods:
         settings |= vars(task.exact)
+    settings |= task.more
     return settings
 
 

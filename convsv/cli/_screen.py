@@ -101,6 +101,11 @@ class Screen:
             self._write("".join(traceback.format_exception(error)).rstrip("\n"), lines=True)
         self._write(f"error: {text or one_line(error)}")
 
+    def verdict(self, text: str) -> None:
+        """Show what the exit code says, in words."""
+        if not self.quiet:
+            self._write(text)
+
     def warning(self, text: str) -> None:
         """Show what the user should know about the results."""
         if not self.quiet:

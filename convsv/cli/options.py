@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ __all__ = [
     "Spectra",
     "known_methods",
     "method_names",
+    "parse_input",
     "parse_memory",
     "parse_size",
 ]
@@ -35,6 +36,7 @@ _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{letter}B": factor for letter, factor in list(_UNITS.items()) if letter in "KMGT" and letter}
 _UNITS |= {f"{letter}I{b}": 1 << 10 * (power + 1) for power, letter in enumerate("KMGT") for b in ("", "B")}
 _LEAST_MEMORY = 1 << 20
+_INPUT_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
 
 
 class PaddingMode(str, Enum):
@@ -65,6 +67,19 @@ def parse_size(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in numbers)
 
 
+def parse_input(text: str) -> tuple[tuple[int, ...], str | None]:
+    """Return ``"3x224x224"`` as ``((3, 224, 224), None)`` and ``"77:int64"`` as ``((77,), "int64")``.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    shape, _, dtype = text.strip().partition(":")
+    if (":" in text and dtype not in _INPUT_DTYPES) or not re.fullmatch(r"[0-9]+([x×][0-9]+)*", shape.lower()):
+        known = ", ".join(_INPUT_DTYPES)
+        raise typer.BadParameter(f"{text!r} is no input; write 3x224x224 without the batch, or 77:int64 ({known})")
+    return parse_size(shape), dtype or None
+
+
 def parse_memory(text: str) -> int:
     """Return ``"2GiB"``, ``"500MB"`` or a plain number as bytes.
 
@@ -84,6 +99,12 @@ def _checked_size(text: str | None) -> str | None:
     if text is not None:
         parse_size(text)
     return text
+
+
+def _checked_inputs(texts: list[str]) -> list[str]:
+    for text in texts:
+        parse_input(text)
+    return texts
 
 
 def _checked_memory(text: str) -> str:
@@ -137,7 +158,7 @@ class Models:
         typer.Argument(
             metavar="MODEL",
             callback=_readable,
-            help="Checkpoints: PyTorch, safetensors (file or index) or Keras files, or folders of them.",
+            help="Checkpoints: PyTorch, safetensors (file or index), Keras or ONNX files, or folders of them.",
             show_default=False,
         ),
     ]
@@ -198,10 +219,65 @@ class GeometrySources:
         ),
     ] = None
 
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PKG.MOD:CALLABLE",
+            help="Import, build and run this PyTorch model, without weights, to see how its convolutions lie. "
+            "Needs --input-shape.",
+            rich_help_panel=_GEOMETRY,
+            show_default=False,
+        ),
+    ] = None
+    model_args: Annotated[
+        str | None,
+        typer.Option(
+            "--model-args",
+            metavar="JSON",
+            help="Arguments for the callable of --model: an object of named ones, or a list.",
+            rich_help_panel=_GEOMETRY,
+            show_default=False,
+        ),
+    ] = None
+    input_shape: Annotated[
+        list[str],
+        typer.Option(
+            "--input-shape",
+            metavar="CxHxW",
+            callback=_checked_inputs,
+            help="Shape of the input of --model without the batch, such as 3x224x224 or 77:int64. Repeat it for a "
+            "model of several inputs.",
+            rich_help_panel=_GEOMETRY,
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    fold_bn: Annotated[
+        bool,
+        typer.Option(
+            "--fold-bn",
+            help="Report each layer with the batch normalisation behind it, where the file or --model shows which.",
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = False
+    fold_bn_by_order: Annotated[
+        bool,
+        typer.Option(
+            "--fold-bn-by-order",
+            help="As --fold-bn, and where nothing shows it take the norm whose keys come right behind the layer's.",
+            rich_help_panel=_GEOMETRY,
+        ),
+    ] = False
+
     @property
     def spatial_size(self) -> tuple[int, ...] | None:
         """The size: one number for every axis, or one an axis."""
         return None if self.size is None else parse_size(self.size)
+
+    @property
+    def fold(self) -> Literal["known", "by-order"] | None:
+        """Which norms to fold in."""
+        return "by-order" if self.fold_bn_by_order else "known" if self.fold_bn else None
 
 
 @dataclass(frozen=True)
@@ -262,7 +338,7 @@ class Output:
         str,
         typer.Option(
             "--format",
-            metavar="auto|table|tsv|json|jsonl|csv|markdown",
+            metavar="auto|table|tsv|json|jsonl|csv|markdown|html",
             help="Form of standard output; auto is a table on a terminal and tab-separated lines elsewhere.",
             rich_help_panel=_OUTPUT,
         ),
@@ -273,7 +349,7 @@ class Output:
             "--output",
             "-o",
             metavar="FILE",
-            help="Write a report to a file: .json .jsonl .csv .tsv or .md. Repeatable.",
+            help="Write a report to a file: .json .jsonl .csv .tsv .md or .html. Repeatable.",
             rich_help_panel=_OUTPUT,
             show_default=False,
         ),

@@ -21,6 +21,7 @@ __all__ = [
     "Sink",
     "Style",
     "Writer",
+    "format_names",
     "format_of",
     "open_sink",
     "replay",
@@ -75,36 +76,55 @@ class Writer:
     Attributes:
         make: makes the sink.
         suffixes: file suffixes that stand for it.
+        commands: the commands it can write reports of; empty for all.
     """
 
     make: MakeSink
     suffixes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    def writes(self, command: str) -> bool:
+        """Tell whether it can write reports of a command."""
+        return not self.commands or command in self.commands
 
 
 WRITERS: Registry[Writer] = Registry("format", "convsv.reports")
 """All writers by the name of their format."""
 
 
-def writer(name: str, *suffixes: str) -> Callable[[MakeSink], MakeSink]:
-    """Return a decorator that registers a sink's maker as the writer of a format."""
+def writer(name: str, *suffixes: str, commands: tuple[str, ...] = ()) -> Callable[[MakeSink], MakeSink]:
+    """Return a decorator that registers a sink's maker as the writer of a format.
+
+    Args:
+        name: the format.
+        suffixes: file suffixes that stand for it.
+        commands: the commands it can write reports of; empty for all.
+    """
 
     def register(make: MakeSink) -> MakeSink:
-        WRITERS.add(name, Writer(make, suffixes))
+        WRITERS.add(name, Writer(make, suffixes, commands))
         return make
 
     return register
 
 
-def format_of(path: str) -> str:
+def format_names(command: str) -> tuple[str, ...]:
+    """Return the formats in which reports of a command can be written."""
+    return tuple(sorted(name for name, entry in WRITERS.items() if entry.writes(command)))
+
+
+def format_of(path: str, command: str = "analyze") -> str:
     """Return the format that the suffix of ``path`` stands for.
+
+    Args:
+        path: the file to write.
+        command: whose report it is to hold.
 
     Raises:
         UsageError: it stands for none.
     """
     suffix = PurePath(path).suffix.lower()
-    known = {suffix: name for name, entry in WRITERS.items() for suffix in entry.suffixes}
-    if suffix == ".html":
-        raise UsageError("HTML pages are not available in this version yet", path=path, advice="use .md or .json")
+    known = {suffix: name for name, entry in WRITERS.items() if entry.writes(command) for suffix in entry.suffixes}
     if suffix not in known:
         found = f"suffix {suffix!r}" if suffix else "no suffix"
         raise UsageError("no report format goes with this name", path=path, found=found, advice=f"use {_listed(known)}")
@@ -128,8 +148,9 @@ def open_sink(out: TextIO, name: str, head: Report, style: Style | None = None) 
     Raises:
         UsageError: no such format.
     """
-    if name not in WRITERS:
-        raise UsageError("unknown report format", found=repr(name), advice=f"use one of {', '.join(sorted(WRITERS))}")
+    known = format_names(head.command)
+    if name not in known:
+        raise UsageError("unknown report format", found=repr(name), advice=f"use one of {', '.join(known)}")
     return WRITERS[name].make(out, replace(head, checkpoints=()), style or Style())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 
-__all__ = ["DOWN", "NEAREST", "UP", "percent", "short"]
+__all__ = ["DOWN", "NEAREST", "UP", "as_stated", "percent", "short"]
 
 DOWN, UP, NEAREST = ROUND_FLOOR, ROUND_CEILING, ROUND_HALF_EVEN
 _FIXED = range(-4, 6)
@@ -40,6 +40,11 @@ def _significant(exact: Decimal, digits: int, rounding: str) -> Decimal:
     if rounded.adjusted() > exact.adjusted():  # 9.99996 became 10.0000: one digit too many
         rounded = rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - digits + 1), rounding=rounding)
     return rounded
+
+
+def as_stated(value: float) -> str:
+    """Return a number that a person has written, as that person would have: 2, 0.5, 1e-6."""
+    return f"{value:.12g}"
 
 
 def percent(ratio: float) -> str:

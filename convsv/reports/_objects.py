@@ -11,9 +11,30 @@ from typing import Any, TypeAlias
 
 from convsv import __version__
 from convsv.reports._summary import assumed, summarise
-from convsv.results import Bound, CheckpointReport, Interval, LayerReport, Report, Spectrum
+from convsv.results import (
+    Bound,
+    Check,
+    CheckpointReport,
+    Clipping,
+    Comparison,
+    Finding,
+    Interval,
+    LayerChange,
+    LayerReport,
+    Reached,
+    Report,
+    Spectrum,
+)
 
-__all__ = ["SCHEMA", "checkpoint_object", "head_object", "layer_object", "report_object", "summary_object"]
+__all__ = [
+    "SCHEMA",
+    "change_object",
+    "checkpoint_object",
+    "head_object",
+    "layer_object",
+    "report_object",
+    "summary_object",
+]
 
 SCHEMA = "convsv/1"
 
@@ -44,10 +65,13 @@ def report_object(report: Report, *, values: bool = False, summary: bool = False
         {
             **checkpoint_object(checkpoint),
             "problems": list(checkpoint.problems),
+            **_gate_object(checkpoint),
             "layers": [layer_object(layer, values=values) for layer in checkpoint.layers],
         }
         for checkpoint in report.checkpoints
     ]
+    if report.comparison is not None:
+        whole["comparison"] = _comparison(report.comparison)
     if summary:
         whole["summary"] = {"bounds": _summary_rows(report)}
     return whole
@@ -58,11 +82,14 @@ def summary_object(report: Report, *, summary: bool = False) -> Object:
     layers = [layer for checkpoint in report.checkpoints for layer in checkpoint.layers]
     counted = head_object(report)
     counted["checkpoints"] = [
-        {**checkpoint_object(c), "problems": list(c.problems), "layers": len(c.layers)} for c in report.checkpoints
+        {**checkpoint_object(c), "problems": list(c.problems), **_gate_object(c), "layers": len(c.layers)}
+        for c in report.checkpoints
     ]
     counted["layers"] = len(layers)
     counted["unavailable"] = sum(len(layer.unavailable) for layer in layers)
     counted["assumed"] = sum(len(assumed(layer)) for layer in layers)
+    if report.comparison is not None:
+        counted["comparison"] = _comparison(report.comparison)
     if summary:
         counted["bounds"] = _summary_rows(report)
     return counted
@@ -100,6 +127,12 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     }
     if layer.symbol_min is not None:
         record["symbol_min"] = _interval(layer.symbol_min)
+    if layer.folded is not None:
+        record["folded"] = layer.folded
+    if layer.clip is not None:
+        record["clip"] = _clipping(layer.clip)
+    if layer.check is not None:
+        record["check"] = _check(layer.check)
     lost: list[str] = []
     record = {key: _finite(value, key, lost) for key, value in record.items()}
     record["notes"] = [*layer.notes, *lost]
@@ -135,6 +168,85 @@ def _interval(interval: Interval | None) -> Object | None:
     }
 
 
+def _clipping(clip: Clipping) -> Object:
+    return {
+        "radius": clip.radius,
+        "method": clip.method,
+        "norm_before": _interval(clip.norm_before),
+        "norm_after": _interval(clip.norm_after),
+        "distance": clip.distance,
+        "iterations": clip.iterations,
+        "gap": clip.gap,
+        "touched": clip.touched,
+        "notes": list(clip.notes),
+        **({"reached": _reached(clip.reached)} if clip.reached else {}),
+    }
+
+
+def _reached(reached: Reached) -> Object:
+    return {**vars(reached), "grid": list(reached.grid), "assumes": list(reached.assumes)}
+
+
+def _gate_object(checkpoint: CheckpointReport) -> Object:
+    """Return what the gate says about all layers together, as ``check``, where it was asked."""
+    if checkpoint.check is None:
+        return {}
+    return {"check": _finite(_check(checkpoint.check), "check", [])}
+
+
+def _check(check: Check) -> Object:
+    """Return the gate's verdict: that of the worst finding, and each of them by its criterion."""
+    worst = check.worst
+    nothing: Object = {"verdict": None, "limit": None, "interval": None, "reason": "", "accepted": False}
+    return {
+        "severity": check.severity,
+        "criterion": worst.criterion if worst else None,
+        **(_finding(worst) if worst else nothing),
+        "criteria": {found.criterion: _finding(found) for found in check.findings},
+    }
+
+
+def _finding(found: Finding) -> Object:
+    return {
+        "verdict": found.verdict,
+        "limit": found.limit,
+        "interval": _interval(found.interval),
+        "reason": found.reason,
+        "accepted": found.accepted,
+    }
+
+
+def _comparison(comparison: Comparison) -> Object:
+    named = [{"step": step, "name": name, "condition": condition} for step, name, condition in comparison.happened]
+    steps = [
+        {"old": step.old, "new": step.new, "layers": [change_object(change) for change in step.layers]}
+        for step in comparison.steps
+    ]
+    return {"steps": steps, "happened": named}
+
+
+def change_object(change: LayerChange) -> Object:
+    """Return what became of one layer from one checkpoint to the next."""
+    spectrum = change.spectrum
+    record: Object = {
+        "name": change.name,
+        "status": change.status,
+        "trend": change.trend,
+        "ratio": _interval(change.ratio),
+        "kernel_distance": change.kernel_distance,
+        "spectrum": None if spectrum is None else {name: _plain(value) for name, value in vars(spectrum).items()},
+        "geometry": list(change.geometry),
+        "old": _version(change.old),
+        "new": _version(change.new),
+        "unavailable": dict(change.unavailable),
+    }
+    return {key: _finite(value, key, []) for key, value in record.items()}
+
+
+def _version(layer: LayerReport | None) -> Object | None:
+    return None if layer is None else {"shape": list(layer.shape), "norm": _interval(layer.norm)}
+
+
 def _spectrum(spectrum: Spectrum, *, values: bool) -> Object:
     record: Object = {
         "of": spectrum.of,
@@ -151,6 +263,10 @@ def _spectrum(spectrum: Spectrum, *, values: bool) -> Object:
         "error": spectrum.error,
         "assumes": list(spectrum.assumes),
     }
+    if spectrum.quantiles:
+        record["quantile_error"] = spectrum.quantile_error
+    if spectrum.histogram is not None:
+        record["histogram"] = {"top": spectrum.histogram.top, "counts": list(spectrum.histogram.counts)}
     if spectrum.residuals is not None:
         record["residuals"] = list(spectrum.residuals)
     if spectrum.kind == "leading":

@@ -9,7 +9,7 @@ from typing import Any
 from convsv.errors import UsageError
 from convsv.reports._objects import layer_object
 from convsv.reports._summary import bounds_of
-from convsv.reports.records import BOUND_COLUMNS, columns, flat_layers
+from convsv.reports.records import BOUND_COLUMNS, columns, flat_change, flat_layers
 from convsv.results import CheckpointReport, LayerReport, Report
 
 __all__ = ["sort_column", "sort_report"]
@@ -46,6 +46,12 @@ def sort_report(report: Report, column: str) -> Report:
         report: the report, complete.
         column: as :func:`sort_column` returned it.
     """
+    if report.comparison is not None:
+        steps = [
+            replace(step, layers=tuple(sorted(step.layers, key=lambda change: _key(flat_change(step, change)[column]))))
+            for step in report.comparison.steps
+        ]
+        return replace(report, comparison=replace(report.comparison, steps=tuple(steps)))
     by_bound = report.command == "bounds" and column in BOUND_COLUMNS
     checkpoints = []
     for checkpoint in report.checkpoints:

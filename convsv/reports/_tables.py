@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from convsv.reports._numbers import DOWN, UP, percent, short
+from convsv.reports._numbers import DOWN, UP, as_stated, percent, short
+from convsv.reports._sparkline import SPARKLINE, sparkline
 from convsv.reports._summary import BoundSummary, bounds_of, competes, summarise
-from convsv.results import Bound, CheckpointReport, Interval, LayerReport, Report, Spectrum
+from convsv.results import Bound, Check, CheckpointReport, Finding, Interval, LayerReport, Reached, Report, Spectrum
 
-__all__ = ["Column", "Table", "layer_table", "summary_table"]
+__all__ = ["Column", "Footnotes", "Table", "interval_text", "layer_table", "summary_table"]
 
 KEEP = 0
 
@@ -54,19 +55,20 @@ class Table:
     footnotes: tuple[str, ...] = ()
 
 
-class _Footnotes:
+class Footnotes:
     """Numbers reasons in the order in which they appear; equal ones share a number."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def mark(self, text: str) -> str:
+        """Return the mark of a reason."""
         if text not in self.texts:
             self.texts.append(text)
         return f"[{self.texts.index(text) + 1}]"
 
 
-Cells: TypeAlias = Callable[[LayerReport, _Footnotes], tuple[str, ...]]
+Cells: TypeAlias = Callable[[LayerReport, Footnotes], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,13 @@ def _padding(layer: LayerReport) -> str:
     return f"{amount} {_guess(layer, 'padding_mode', geometry.padding_mode)}"
 
 
-def _missing(layer: LayerReport, key: str, notes: _Footnotes) -> str:
+def _missing(layer: LayerReport, key: str, notes: Footnotes) -> str:
     reason = layer.unavailable.get(key)
     return f"— {notes.mark(reason)}" if reason else "—"
 
 
-def _interval(interval: Interval | None) -> str | None:
+def interval_text(interval: Interval | None) -> str | None:
+    """Return an interval that holds all it held, each end that leans on a guess with a question mark."""
     if interval is None:
         return None
     lower = short(interval.lower, DOWN) + ("?" if interval.assumes.get("lower") else "")
@@ -116,22 +119,22 @@ def _interval(interval: Interval | None) -> str | None:
     return f"[{lower}, {upper}]"
 
 
-def _norm_cells(layer: LayerReport, notes: _Footnotes) -> tuple[str, ...]:
+def _norm_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
     if layer.norm is None:
         return _missing(layer, "norm", notes), ""
-    return _interval(layer.norm) or "", percent(layer.norm.width)
+    return interval_text(layer.norm) or "", percent(layer.norm.width)
 
 
-def _norm_at_size_cells(layer: LayerReport, notes: _Footnotes) -> tuple[str, ...]:
-    return (_interval(layer.norm_at_size) or _missing(layer, "norm_at_size", notes),)
+def _norm_at_size_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
+    return (interval_text(layer.norm_at_size) or _missing(layer, "norm_at_size", notes),)
 
 
-def _symbol_min_cells(layer: LayerReport, notes: _Footnotes) -> tuple[str, ...]:
-    return (_interval(layer.symbol_min) or _missing(layer, "symbol_min", notes),)
+def _symbol_min_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
+    return (interval_text(layer.symbol_min) or _missing(layer, "symbol_min", notes),)
 
 
 def _spectrum_cells(method: str, *, whole: bool) -> Cells:
-    def cells(layer: LayerReport, notes: _Footnotes) -> tuple[str, ...]:
+    def cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
         spectrum = layer.results.get(method)
         if not isinstance(spectrum, Spectrum):
             return (_missing(layer, method, notes), *[""] * (5 if whole else 1))
@@ -176,13 +179,44 @@ def _smallest(spectrum: Spectrum) -> str:
     return f"≤ {short(spectrum.min + spectrum.error, UP, 2)}"
 
 
-def _best_bound_cells(layer: LayerReport, notes: _Footnotes) -> tuple[str, ...]:
+def _best_bound_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
     # Only those about the operator of the norm beside it: at one size a smaller value would be no contradiction.
     comparable = [b for b in bounds_of(layer).values() if b.side == "upper" and competes(b)]
     if not comparable:
         return _missing(layer, "bounds", notes), ""
     best = min(comparable, key=lambda bound: bound.value)
     return short(best.value, UP), best.name
+
+
+def _clip_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
+    clip = layer.clip
+    if clip is None:
+        return (_missing(layer, "clip", notes), *[""] * 4)
+    radius = "—" if clip.radius is None else short(clip.radius)
+    above = "" if clip.inside else f" {notes.mark('above the radius: this method promises nothing')}"
+    moved = percent(clip.distance) if clip.touched else "0 %"
+    return (
+        interval_text(clip.norm_before) or "",
+        radius,
+        f"{interval_text(clip.norm_after) or ''}{above}",
+        moved,
+        clip.method if clip.touched else "as it was" if clip.radius is None or clip.reached else "inside already",
+    )
+
+
+def _reached_cells(layer: LayerReport, _: Footnotes) -> tuple[str, ...]:
+    reached = layer.clip.reached if layer.clip else None
+    if reached is None:
+        return "", ""
+    mark = "?" if reached.assumes else ""
+    between = f"{short(reached.smallest)}{mark} to {short(reached.largest)}{mark}"
+    return _wanted(reached), between if reached.beyond is None else f"{percent(reached.beyond)}{mark} beyond"
+
+
+def _wanted(reached: Reached) -> str:
+    if reached.edit == "rank":
+        return f"rank {reached.wanted:.0f}"
+    return f"{'≥' if reached.edit == 'min_norm' else '='} {short(reached.wanted)}"
 
 
 # ----------------------------------------------------------------------------------------------------------- columns
@@ -208,6 +242,15 @@ _PADDING = _Part((Column("padding", drop=4, right=True),), lambda layer, _: (_pa
 _NORM = _Part((Column("norm", right=True), Column("width", drop=4, right=True)), _norm_cells, ("norm",))
 _NORM_AT_SIZE = _Part((Column("norm at size", drop=6, right=True),), _norm_at_size_cells, ("norm_at_size",))
 _SYMBOL_MIN = _Part((Column("symbol min", right=True),), _symbol_min_cells, ("symbol_min",))
+_CLIP_COLUMNS = (
+    Column("norm before", right=True),
+    Column("radius", drop=1, right=True),
+    Column("norm after", right=True),
+    Column("moved", right=True),
+    Column("how", drop=4),
+)
+_CLIP = _Part(_CLIP_COLUMNS, _clip_cells, ("clip",))
+_REACHED = _Part((Column("symbol wanted", right=True), Column("reached", right=True)), _reached_cells)
 _BEST = _Part((Column("best bound", right=True), Column("by", drop=1)), _best_bound_cells, ("bounds",))
 
 
@@ -226,9 +269,21 @@ def _spectrum_part(method: str, *, whole: bool) -> _Part:
     return _Part(columns, _spectrum_cells(method, whole=True), (method,))
 
 
+def _sparkline_of(layer: LayerReport, method: str) -> str:
+    spectrum = layer.results.get(method)
+    return sparkline(spectrum) if isinstance(spectrum, Spectrum) else ""
+
+
+def _sparkline_part(method: str) -> _Part:
+    return _Part((Column(SPARKLINE, drop=7),), lambda layer, _: (_sparkline_of(layer, method),))
+
+
 def _parts(head: Report, checkpoint: CheckpointReport) -> tuple[_Part, ...]:
     if head.command == "layers":
         return (_NAME, _KIND, _SHAPE, _STRIDE, _PADDING, _DILATION, _GROUPS, _SIZE, _DTYPE)
+    if head.command == "clip":
+        edits = any(head.settings.get(edit) for edit in ("min_norm", "flatten", "rank"))
+        return (_NAME, _KIND, _SHAPE, _STRIDE, _CLIP, *([_REACHED] if edits else []))
     methods: Sequence[str] = head.settings.get("methods", ())
     parts = [_NAME, _KIND, _SHAPE, _STRIDE, _SIZE]
     if head.settings.get("norm", True):
@@ -237,7 +292,11 @@ def _parts(head: Report, checkpoint: CheckpointReport) -> tuple[_Part, ...]:
         parts += [_NORM_AT_SIZE] if sized else []
     alone = len(methods) == 1 and not head.settings.get("norm", True)
     special = {"bounds": _BEST, "symbol_min": _SYMBOL_MIN}
-    return (*parts, *(special.get(method) or _spectrum_part(method, whole=alone) for method in methods))
+    for method in methods:
+        parts.append(special.get(method) or _spectrum_part(method, whole=alone))
+        if any(_sparkline_of(layer, method) for layer in checkpoint.layers):
+            parts.append(_sparkline_part(method))
+    return tuple(parts)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -254,7 +313,9 @@ def layer_table(head: Report, checkpoint: CheckpointReport) -> Table:
     """
     if head.command == "bounds":
         return _bounds_table(checkpoint)
-    notes = _Footnotes()
+    if head.command == "check":
+        return _check_table(checkpoint)
+    notes = Footnotes()
     parts = _parts(head, checkpoint)
     shown = {key for part in parts for key in part.keys}
     rows = []
@@ -265,7 +326,7 @@ def layer_table(head: Report, checkpoint: CheckpointReport) -> Table:
     return Table(_title(checkpoint), columns, tuple(rows), footnotes=tuple(notes.texts))
 
 
-def _marked(name: str, layer: LayerReport, shown: set[str], notes: _Footnotes) -> str:
+def _marked(name: str, layer: LayerReport, shown: set[str], notes: Footnotes) -> str:
     """Return the name with marks for what is unavailable but has no column of its own."""
     others = [notes.mark(f"no {what}: {why}") for what, why in layer.unavailable.items() if what not in shown]
     return " ".join([name, *others])
@@ -290,7 +351,7 @@ _BOUND_COLUMNS = (
 
 
 def _bounds_table(checkpoint: CheckpointReport) -> Table:
-    notes = _Footnotes()
+    notes = Footnotes()
     rows: list[tuple[str, ...]] = []
     ends: set[int] = set()
     for layer in checkpoint.layers:
@@ -303,6 +364,55 @@ def _bounds_table(checkpoint: CheckpointReport) -> Table:
             lead = ("", "")
         ends.add(len(rows) - 1)
     return Table(_title(checkpoint), _BOUND_COLUMNS, tuple(rows), frozenset(ends), tuple(notes.texts))
+
+
+_CHECK_COLUMNS = (
+    Column("layer", name=True),
+    Column("kind", drop=3),
+    Column("shape", drop=2),
+    Column("limit"),
+    Column("value", right=True),
+    Column("width", drop=1, right=True),
+    Column("verdict"),
+)
+LIMITS = {
+    "max_norm": "norm ≤",
+    "min_norm": "smallest value ≥",
+    "max_condition": "condition ≤",
+    "max_product": "product of norms ≤",
+}
+"""What each criterion of the gate demands, before the number."""
+
+
+def _check_table(checkpoint: CheckpointReport) -> Table:
+    notes = Footnotes()
+    rows: list[tuple[str, ...]] = []
+    for layer in checkpoint.layers:
+        name = _marked(layer.name, layer, {"norm", "smallest", "norm_at_size"}, notes)
+        facts = (_guess(layer, "transposed", layer.kind), _times(layer.shape))
+        rows += _check_rows((name, *facts), layer.check, notes)
+    rows += _check_rows(("all layers", "", ""), checkpoint.check, notes) if checkpoint.check else []
+    return Table(_title(checkpoint), _CHECK_COLUMNS, tuple(rows), footnotes=tuple(notes.texts))
+
+
+def _check_rows(lead: tuple[str, ...], check: Check | None, notes: Footnotes) -> list[tuple[str, ...]]:
+    if check is None or not check.findings:
+        return [(*lead, "", "", "", "off" if check and check.severity == "off" else "no limit")]
+    rows = []
+    for found in check.findings:
+        width = percent(found.interval.width) if found.interval else ""
+        limit = f"{LIMITS.get(found.criterion, found.criterion)} {as_stated(found.limit)}"
+        rows.append((*lead, limit, interval_text(found.interval) or "—", width, _verdict(check, found, notes)))
+        lead = ("",) * len(lead)
+    return rows
+
+
+def _verdict(check: Check, found: Finding, notes: Footnotes) -> str:
+    if found.verdict == "PASS":
+        return found.verdict
+    what = ", accepted" if found.accepted else ", warning" if check.severity == "warn" else ""
+    mark = f" {notes.mark(found.reason)}" if found.reason else ""
+    return f"{found.verdict}{what}{mark}"
 
 
 def _outward(side: str) -> str:

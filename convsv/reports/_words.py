@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from convsv.reports._sparkline import EMPTY, SPARKLINE, sparkline
 from convsv.reports._summary import assumed
 from convsv.results import Interval, LayerReport, Report, Spectrum
 
@@ -12,6 +13,10 @@ __all__ = ["legend"]
 
 Entry = tuple[str, str]
 
+_REACHED = (
+    "what the singular values of the symbol came to, for the weights as they are stored: the layer without borders, "
+    "or with full circular padding at any size"
+)
 _AT_SIZE = re.compile(r"([a-z]+) \d+(x\d+)*")
 _WIDE = 0.05
 _ADVICE = "state it with --size, --padding-mode or --geometry FILE.toml"
@@ -27,7 +32,14 @@ def legend(report: Report, *, summary: bool = False) -> tuple[Entry, ...]:
     layers = [layer for checkpoint in report.checkpoints for layer in checkpoint.layers]
     if not layers:
         return ()
-    entries = [*_norm_entries(report.command, layers), *_spectrum_entries(report, layers)]
+    if report.command == "clip":
+        entries = [*_clip_entries(layers)]
+    elif report.command == "check":
+        entries = [*_check_entries(layers)]
+    elif report.command == "compare":
+        entries = [*_change_entries(report, layers)]
+    else:
+        entries = [*_norm_entries(report.command, layers), *_spectrum_entries(report, layers)]
     if report.command == "layers":
         entries.append(("shape", "of the weight as stored: output, input channels, kernel (Keras: kernel first)"))
     if any(layer.symbol_min for layer in layers):
@@ -57,6 +69,64 @@ def _norm_entries(command: str, layers: Sequence[LayerReport]) -> Iterator[Entry
     sized = [layer.norm_at_size for layer in layers if layer.norm_at_size and command != "bounds"]
     if sized:
         yield "norm at size", f"the same for the layer as it runs, {_ofs(sized)}. {_surety(sized)}"
+
+
+def _clip_entries(layers: Sequence[LayerReport]) -> Iterator[Entry]:
+    clips = [layer.clip for layer in layers if layer.clip]
+    if not clips:
+        return
+    norms = [norm for clip in clips for norm in (clip.norm_before, clip.norm_after)]
+    when = f"{_ofs(norms)}, before and after, of the weights as they are stored"
+    yield "norm", f"the most the layer can stretch an input (its largest singular value) {when}. {_surety(norms)}"
+    if any(clip.radius is not None for clip in clips):
+        yield "radius", "the largest norm allowed"
+    yield (
+        "moved",
+        "how far the weights are from what they were: Frobenius norm of the difference over that of the weights",
+    )
+    edits = [clip.reached for clip in clips if clip.reached]
+    if edits:
+        grids = ", ".join(sorted({"x".join(map(str, edit.grid)) for edit in edits}))
+        yield "reached", f"{_REACHED}. An estimate, on grids of {grids} frequencies"
+    if any(edit.beyond is not None for edit in edits):
+        yield "beyond", "the largest singular value behind the wanted rank, over the largest of all"
+
+
+def _change_entries(report: Report, layers: Sequence[LayerReport]) -> Iterator[Entry]:
+    norms = [layer.norm for layer in layers if layer.norm]
+    if norms:
+        yield "norm", f"the most the layer can stretch an input (its largest singular value) {_ofs(norms)}"
+    steps = report.comparison.steps if report.comparison else ()
+    changes = [change for step in steps for change in step.layers]
+    if any(change.ratio for change in changes):
+        word = "last / first" if len(steps) > 1 else "ratio"
+        marks = "▲ and ▼: the intervals share no number, so it certainly grew or shrank"
+        yield word, f"one norm over the other, certified. {marks}"
+    if len(steps) > 1:
+        return
+    if any(change.kernel_distance is not None for change in changes):
+        yield "weights", "Frobenius norm of the difference of the kernels over that of the old one"
+    if any(change.spectrum for change in changes):
+        yield "spectrum", "mean distance of the singular values over the largest old one (Wasserstein-1)"
+    if any(change.status == "unknown" for change in changes):
+        yield "unknown", "in both, but a report does not hold what tells whether the weights changed"
+
+
+def _check_entries(layers: Sequence[LayerReport]) -> Iterator[Entry]:
+    findings = [found for layer in layers if layer.check for found in layer.check.findings]
+    norms = [f.interval for f in findings if f.criterion == "max_norm" and f.interval]
+    if norms:
+        yield "norm", f"the most the layer can stretch an input (its largest singular value) {_ofs(norms)}"
+    yield "value", "certified: proved to lie between the two numbers, rounding errors included"
+    verdicts = {found.verdict for found in findings}
+    if "PASS" in verdicts:
+        yield "PASS", "the whole interval keeps to the limit"
+    if "FAIL" in verdicts:
+        yield "FAIL", "certified to break the limit, whatever is guessed of the layer"
+    if "UNDECIDED" in verdicts:
+        yield "UNDECIDED", "neither could be proved, for the reason of that number below the table"
+    if any(found.accepted for found in findings):
+        yield "accepted", "the baseline knows of it, and it has not become worse"
 
 
 def _why_wide(layers: Iterable[LayerReport]) -> str:
@@ -101,6 +171,8 @@ def _spectrum_entries(report: Report, layers: Iterable[LayerReport]) -> Iterator
         yield method, f"{what} of the layer {_ofs(spectra)}: largest and smallest ({guarantee})"
         if any(spectrum.kind == "leading" for spectrum in spectra):
             yield "leading", "not all values were computed; those found by iteration are proved from one side: ≥, ≤"
+    if any(sparkline(spectrum) for spectra in found.values() for spectrum in spectra):
+        yield SPARKLINE, f"how many values lie where, from zero at the left to the largest at the right; {EMPTY} none"
     if found and not report.settings.get("norm", True):
         yield "condition", "max / min; inf when the smallest value is zero within rounding"
         yield "stable rank", "(Frobenius norm / max) squared; effective rank: exp of the entropy of the values"

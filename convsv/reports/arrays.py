@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsv.errors import UsageError
-from convsv.reports._files import replacing
+from convsv.files import replacing
 from convsv.reports._text import visible
 from convsv.results import CheckpointReport, LayerReport, Report, Spectrum
 

@@ -6,6 +6,7 @@ import re
 from typing import TextIO
 
 from convsv.reports import Sink, Style, writer
+from convsv.reports._changes import change_tables
 from convsv.reports._tables import Table, layer_table, summary_table
 from convsv.reports._text import code_span, visible
 from convsv.reports._words import legend
@@ -46,7 +47,9 @@ class _Markdown:
         """Wait for the whole checkpoint."""
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
-        if checkpoint.format and not self._style.summary:
+        if checkpoint.format and (self._style.summary or self._head.command == "compare"):
+            return
+        if checkpoint.format:
             self._write(_lines(layer_table(self._head, checkpoint)))
         elif not self._style.summary:
             problems = [f"- {_prose(problem)}" for problem in checkpoint.problems]
@@ -55,6 +58,8 @@ class _Markdown:
     def end(self, report: Report) -> None:
         if self._style.summary:
             self._write(_lines(summary_table(report)))
+        for table in change_tables(report):
+            self._write(_lines(table))
         words = legend(report, summary=self._style.summary)
         self._write([f"- **{_prose(term)}**: {_prose(meaning)}" for term, meaning in words])
         self._out.flush()

@@ -5,6 +5,7 @@ One set of keys serves all four. JSON nests them; CSV and TSV join nested ones w
 
 - a list of integers is joined with ``x`` (``64x64x3x3``), each pair of a padding with ``:`` (``1:1x1:1``),
 - a list of words or of floats is joined with ``;``, and ``unavailable`` and ``notes`` with ``; ``,
+- histograms are left out,
 - nothing (None) is an empty cell, truth is ``true`` or ``false``, numbers have all their digits,
 - text is guarded as :mod:`convsv.reports._text` says (spreadsheet formulas, line ends in TSV), reversibly.
 
@@ -21,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from convsv.reports import Sink, Style, writer
-from convsv.reports._objects import checkpoint_object, layer_object, report_object, summary_object
+from convsv.reports._objects import change_object, checkpoint_object, layer_object, report_object, summary_object
 from convsv.reports._summary import BoundSummary, summarise
 from convsv.reports._text import to_csv, to_tsv, visible
-from convsv.results import CheckpointReport, LayerReport, Report
+from convsv.results import CheckpointReport, LayerChange, LayerReport, Reached, Report, Step
 
-__all__ = ["BOUND_COLUMNS", "columns", "flat_layers", "flat_summary"]
+__all__ = ["BOUND_COLUMNS", "columns", "flat_change", "flat_layers", "flat_summary"]
 
 # ------------------------------------------------------------------------------------------------- JSON, JSON Lines
 
@@ -91,8 +92,47 @@ _INTERVAL = ("lower", "upper", "width", "of", "guarantee", "assumes_lower", "ass
 _NORM = tuple(f"norm_{key}" for key in _INTERVAL)
 _NORM_AT_SIZE = tuple(f"norm_at_size_{key}" for key in _INTERVAL)
 _SYMBOL_MIN = tuple(f"symbol_min_{key}" for key in _INTERVAL)
+_CLIP = (
+    "clip_radius",
+    "clip_method",
+    "clip_touched",
+    *(f"clip_norm_{when}_{key}" for when in ("before", "after") for key in _INTERVAL),
+    "clip_distance",
+    "clip_iterations",
+    "clip_gap",
+    "clip_notes",
+    *(f"clip_reached_{key}" for key in Reached.__dataclass_fields__),
+)
+_CHANGE = (
+    "old_path",
+    "new_path",
+    "name",
+    "status",
+    "trend",
+    *(f"{when}_norm_{end}" for when in ("old", "new") for end in ("lower", "upper")),
+    *(f"ratio_{key}" for key in ("lower", "upper", "assumes_lower")),
+    "kernel_distance",
+    *(f"spectrum_{key}" for key in ("method", "wasserstein1", "wasserstein2", "error", "old_of", "new_of")),
+    "old_shape",
+    "new_shape",
+    "geometry",
+    "unavailable",
+)
+_FINDING = (
+    "verdict",
+    "limit",
+    *(f"interval_{key}" for key in ("lower", "upper", "width", "of", "guarantee", "assumes_lower", "assumes_upper")),
+    "reason",
+    "accepted",
+)
+_CHECK = (
+    "check_severity",
+    "check_criterion",
+    *(f"check_{key}" for key in _FINDING),
+    *(f"check_criteria_{name}_{key}" for name in ("max_norm", "min_norm", "max_condition") for key in _FINDING),
+)
 _SPECTRUM = ("of", "kind", "guarantee", "count", "max", "min", "frobenius")
-_RANKS = ("stable_rank", "effective_rank", "condition", "error", "assumes", "residuals")
+_RANKS = ("stable_rank", "effective_rank", "condition", "error", "quantile_error", "assumes", "residuals")
 BOUND_COLUMNS = ("bound", "value", "side", "of", "guarantee", "ratio", "seconds", "assumes")
 _END = ("unavailable", "failures", "notes", "checkpoint_format", "checkpoint_sha256")
 _SUMMARY = tuple(BoundSummary.__dataclass_fields__)
@@ -110,10 +150,17 @@ def columns(head: Report, *, summary: bool = False) -> tuple[str, ...]:
     """
     if summary:
         return _SUMMARY
+    layer = (*_LAYER, "folded") if head.settings.get("fold_bn") else _LAYER
     if head.command == "layers":
-        return (*_LAYER, *_GEOMETRY, *_ORIGINS, *_END)
+        return (*layer, *_GEOMETRY, *_ORIGINS, *_END)
+    if head.command == "clip":
+        return (*layer, *_GEOMETRY, *_CLIP, *_ORIGINS, *_END)
+    if head.command == "compare":
+        return _CHANGE
+    if head.command == "check":
+        return (*layer, *_CHECK, *_NORM, *_SYMBOL_MIN, *_GEOMETRY, *_ORIGINS, *_END)
     if head.command == "bounds":
-        return (*_LAYER, *_GEOMETRY, *_NORM, *BOUND_COLUMNS, *_ORIGINS, *_END)
+        return (*layer, *_GEOMETRY, *_NORM, *BOUND_COLUMNS, *_ORIGINS, *_END)
     methods = head.settings.get("methods", ())
     norms = (*_NORM, *_NORM_AT_SIZE) if head.settings.get("norm", True) else ()
     norms += _SYMBOL_MIN if "symbol_min" in methods else ()
@@ -123,12 +170,16 @@ def columns(head: Report, *, summary: bool = False) -> tuple[str, ...]:
         if method not in ("bounds", "symbol_min")
         for key in (*_SPECTRUM, *_RANKS)
     ]
-    return (*_LAYER, *_GEOMETRY, *norms, *spectra, *_ORIGINS, *_END)
+    return (*layer, *_GEOMETRY, *norms, *spectra, *_ORIGINS, *_END)
 
 
 def flat_layers(command: str, checkpoint: CheckpointReport, layer: LayerReport) -> Iterator[Row]:
     """Yield the rows of one layer, as column -> value: one, or for the command ``bounds`` one a bound."""
     record = layer_object(layer)
+    if command == "check":
+        record["results"] = {}  # what a verdict was found from: its numbers are in the verdict
+    for result in record["results"].values():
+        result.pop("histogram", None)
     bounds = record["results"].pop("bounds", {}) if command == "bounds" else {}
     record["unavailable"] = [f"{what}: {why}" for what, why in layer.unavailable.items()]
     row = dict(_flatten("", {"checkpoint": checkpoint_object(checkpoint), **record}))
@@ -136,6 +187,13 @@ def flat_layers(command: str, checkpoint: CheckpointReport, layer: LayerReport) 
         yield row
     for name, bound in bounds.items():
         yield {**row, "bound": name, **bound}
+
+
+def flat_change(step: Step, change: LayerChange) -> Row:
+    """Return the row of one layer from one checkpoint to the next, as column -> value."""
+    row = dict(_flatten("", change_object(change)))
+    row["unavailable"] = [f"{what}: {why}" for what, why in change.unavailable.items()]
+    return {**row, "old_path": step.old, "new_path": step.new}
 
 
 def flat_summary(report: Report) -> Iterator[Row]:
@@ -199,7 +257,7 @@ class _Rows:
         self._streams = not style.summary and "bounds" not in self._awaited
 
     def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
-        if self._style.summary:
+        if self._style.summary or self._head.command == "compare":
             return
         self._awaited -= set(layer.results)
         self._waiting += flat_layers(self._head.command, checkpoint, layer)
@@ -212,6 +270,8 @@ class _Rows:
     def end(self, report: Report) -> None:
         if self._style.summary:
             self._waiting = list(flat_summary(report))
+        if report.comparison is not None:
+            self._waiting = [flat_change(step, change) for step in report.comparison.steps for change in step.layers]
         self._flush()
 
     def _flush(self) -> None:

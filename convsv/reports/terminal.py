@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from convsv.reports import Sink, Style, writer
+from convsv.reports._changes import change_tables
 from convsv.reports._tables import KEEP, Column, Table, layer_table, summary_table
 from convsv.reports._text import visible
 from convsv.reports._words import legend
@@ -25,6 +26,7 @@ _COMFORTABLE_NAME = 16
 _SHORTEST_NAME = 8
 _LEGEND_WIDTH = 100
 _GUESS = re.compile(r"(?<=\S)\?(?=\s|$)")
+_VERDICTS = {r"^PASS": "green", r"^FAIL": "bold red", r"^UNDECIDED": "yellow", r", (accepted|warning)": "dim"}
 _REASON = re.compile(r"— \[\d+\]|\[\d+\]$")
 
 
@@ -83,12 +85,14 @@ class _Terminal:
         """Wait: the width of a column is known when its checkpoint is complete."""
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
-        if checkpoint.format and not self._style.summary:
+        if checkpoint.format and not self._style.summary and self._head.command != "compare":
             self._draw(_harmless(layer_table(self._head, checkpoint)))
 
     def end(self, report: Report) -> None:
         if self._style.summary:
             self._draw(_harmless(summary_table(report)))
+        for table in change_tables(report):
+            self._draw(_harmless(table))
         words = legend(report, summary=self._style.summary)
         if words:
             grid = RichTable.grid(padding=(0, _GAP, 0, 0))
@@ -158,6 +162,8 @@ def _cell(column: Column, text: str) -> Text:
     cell = Text(text, "cyan" if column.name else "bold" if column.title == "norm" else "")
     if not column.name:
         cell.highlight_regex(_GUESS, "yellow")
+    for words, style in _VERDICTS.items() if column.title == "verdict" else ():
+        cell.highlight_regex(words, style)
     cell.highlight_regex(_REASON, "dim")
     return cell
 
