@@ -4,6 +4,9 @@ PYTHON ?= python3
 JOBS ?= 2
 SAMPLE := sample_checkpoints/digits.keras
 
+FUZZ_SECONDS ?= 60
+FUZZ_CORPUS ?= .fuzz
+
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
@@ -13,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench samples clean
+.PHONY: help demo test check docs bench fuzz samples clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,15 +37,21 @@ check: $(VENV)/.installed-dev ## lint, format, types, layering, and docs that ma
 
 docs: $(VENV)/.installed-dev ## rewrite what README and docs take from the code
 	$(BIN)/python tests/catalogue.py
+	$(BIN)/python docs/make_figures.py
 
 bench: $(VENV)/.installed-dev ## run the benchmarks, one after the other
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+fuzz: $(VENV)/.installed-fuzz ## fuzz every reader, each for FUZZ_SECONDS (60)
+	@set -e; for target in $$($(BIN)/python tests/fuzz/targets.py); do \
+		echo "== $$target"; $(BIN)/python tests/fuzz/fuzz.py "$$target" "$(FUZZ_CORPUS)/$$target" \
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1; done
 
 samples: .venv-samples/.installed ## train the sample network again and write all sample checkpoints
 	.venv-samples/bin/python sample_checkpoints/make_samples.py
 
 clean: ## remove the environments and every cache
-	rm -rf $(VENV) .venv-samples build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-samples $(FUZZ_CORPUS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ------------------------------------------------------------------------------------------------------------- set-up
@@ -59,6 +68,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-dev
+	$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[dev,fuzz]'
 	@touch $@
 
 .venv-samples/.installed: pyproject.toml $(CONSTRAINTS) | .venv-samples/bin/python

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convsv.geometry import Geometry, GeometryFacts, resolve
-from convsv.results import Bound, CheckpointReport, Interval, LayerReport, Report, Spectrum
+from convsv.results import Bound, CheckpointReport, Clipping, Interval, LayerReport, Report, Spectrum
 
 HOSTILE_NAMES = {
     "line ends": "layer\r\n1.conv\n2",
@@ -76,6 +76,19 @@ def layer(name: str = "conv1", **changes: object) -> LayerReport:
         "norm": Interval(2.0188123, 2.0194987, assumes={"lower": ("stride",), "upper": ()}, evaluations=120),
     }
     return LayerReport(**{**facts, **changes})  # type: ignore[arg-type]
+
+
+def clipping(**changes: object) -> Clipping:
+    """Return what clipping to a norm of 1 did to a layer."""
+    facts: dict[str, object] = {
+        "radius": 1.0,
+        "method": "nearest",
+        "norm_before": Interval(2.0188123, 2.0194987),
+        "norm_after": Interval(0.99912345, 0.99998765),
+        "distance": 0.31234,
+        "iterations": 12,
+    }
+    return Clipping(**{**facts, **changes})  # type: ignore[arg-type]
 
 
 def bounds() -> dict[str, Bound]:

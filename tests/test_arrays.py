@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from convsv.errors import OutputError, UsageError
+from convsv.files import replacing
 from convsv.reports import replay
-from convsv.reports._files import replacing
 from convsv.reports.arrays import ArrayFile
 from convsv.results import LayerReport
 from reportcases import HOSTILE_NAMES, bounds, layer, report, spectrum

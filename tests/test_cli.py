@@ -38,7 +38,7 @@ from convsv.errors import (
 )
 from convsv.geometry import PADDINGS
 from convsv.layer import ConvLayer
-from convsv.reports import WRITERS
+from convsv.reports import format_names
 from convsv.results import Interval, LayerReport
 from reportcases import HOSTILE_NAMES, bounds, spectrum
 
@@ -272,7 +272,6 @@ WRONG = {
     "a wrong format": ["layers", "MODEL", "--format", "xml"],
     "an output without suffix": ["layers", "MODEL", "-o", "report"],
     "an output of unknown suffix": ["layers", "MODEL", "-o", "report.xlsx"],
-    "an HTML page": ["layers", "MODEL", "-o", "report.html"],
     "the same output twice": ["layers", "MODEL", "-o", "r.json", "-o", "./r.json"],
     "an unknown column": ["layers", "MODEL", "--sort", "loudness"],
     "a wrong method": ["analyze", "MODEL", "--method", "magic"],
@@ -357,7 +356,7 @@ def test_what_options_list_is_what_there_is() -> None:
     assert [dtype.value for dtype in Dtype] == ["float64", "float32"]
     listed = re.search(r"auto\|(table[a-z|]+)", (Path(_run.__file__).parent / "options.py").read_text())
     assert listed
-    assert set(listed[1].split("|")) == set(WRITERS)
+    assert set(listed[1].split("|")) == set(format_names("analyze"))
     from convsv.analysis import method_names as computed
 
     assert set(method_names()) == set(computed())
@@ -720,7 +719,7 @@ def test_a_terminal_gets_a_coloured_table_of_its_width(model: str, columns: int)
     shown = on_a_terminal("layers", model, "-q", columns=columns)
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown).replace("\r", "")
     assert ESCAPE in shown
-    assert "· safetensors · 2 convolutions" in plain
+    assert "· safetensors · 2 convolutions" in " ".join(plain.split())  # a long path folds the title
     assert max(map(len, plain.splitlines())) <= max(columns, len(model) + 40)
     assert ("dtype" in plain.split("hidden")[0]) is (columns == 140)
 
@@ -759,9 +758,11 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         ["layers", "HDF5"],
         ["analyze", "none.pt"],
         ["analyze", "MODEL", "--sort", "loudness"],
-        ["analyze", "MODEL", "-o", "r.html"],
+        ["analyze", "MODEL", "-o", "r.xyz"],
         ["analyze", "MODEL", "--method", "magic"],
         ["analyze", "MODEL", "--tol", "x"],
+        ["check", "MODEL"],
+        ["compare", "MODEL"],
     ],
 )
 def test_layers_and_usage_errors_do_not_import_torch(args: list[str], model: str, tmp_path: Path) -> None:
@@ -784,14 +785,17 @@ def test_the_version_is_the_package_s() -> None:
 
 @pytest.mark.parametrize("name", list(VERBS))
 def test_every_help_has_an_example_that_runs(
-    name: str, model: str, analysis: Analysis, monkeypatch: pytest.MonkeyPatch
+    name: str, model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name not in ("clip", "check", "compare"):  # nothing stands in for their mathematics
+        request.getfixturevalue("analysis")
     monkeypatch.chdir(Path(model).parent)
     shown = " ".join(convsv(name, "--help", TERMINAL_WIDTH="200").stdout.split())
     example = VERBS[name].example
     assert f"Example: {example}" in shown
     assert example.startswith(f"convsv {name} ")
-    Path("model.pt").write_bytes(Path(model).read_bytes())
+    for copy in ("model.pt", "old.pt", "new.pt"):
+        Path(copy).write_bytes(Path(model).read_bytes())
     result = convsv(*example.split()[1:])
     assert result.exit_code == 0, result.stderr
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "convsv"
-# The command line prints and exits; the child process that reads HDF5 is a program of its own.
-PROGRAMS = {"cli", "__main__.py", "_hdf5_child.py"}
+# The command line prints and exits; the child processes that libhdf5 and onnx run in are programs of their own.
+PROGRAMS = {"cli", "__main__.py", "_hdf5_child.py", "_hdf5_edit_child.py", "_onnx_child.py"}
 EXITS = {"print", "exit", "quit", "sys.exit", "os._exit", "os.abort"}
 
 

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from convsv import linalg
 from convsv.errors import ComputationError
-from convsv.linalg import eigenvalue_error, eigenvalues, singular_value_error, singular_values
+from convsv.linalg import (
+    decomposition,
+    eigenpairs,
+    eigenvalue_error,
+    eigenvalues,
+    singular_value_error,
+    singular_values,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -152,3 +159,37 @@ def test_large_matrices_survive_a_failure_of_the_batch(dtype: torch.dtype, monke
     monkeypatch.setattr(torch.linalg, "svdvals", fail_as_torch)
     monkeypatch.setattr(np.linalg, "svd", fail)
     assert torch.allclose(singular_values(matrices), expected, rtol=0, atol=1e-13 * float(expected.max()))
+
+
+# ------------------------------------------------------------------------------------------------------------- vectors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("how", ["at once", "torch fails", "torch finds NaN"])
+def test_eigenpairs_and_decompositions_build_the_matrices_again(
+    dtype: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrices = random((3, 2, 4, 6), dtype)
+    gram = matrices @ matrices.mH
+    nan = torch.full((1,), torch.nan)
+    if how != "at once":
+        broken = fail_as_torch if how == "torch fails" else lambda *_, **__: (nan, nan, nan)
+        monkeypatch.setattr(torch.linalg, "svd", broken)
+        monkeypatch.setattr(torch.linalg, "eigh", broken)
+    values, vectors = eigenpairs(gram)
+    left, singular, right = decomposition(matrices)
+    real = gram.real.dtype
+    assert (values.dtype, vectors.dtype, left.dtype, singular.dtype) == (real, dtype, dtype, real)
+    torch.testing.assert_close((vectors * values[..., None, :]) @ vectors.mH, gram)
+    torch.testing.assert_close((left * singular[..., None, :]) @ right, matrices)
+    assert (values.diff() >= 0).all()
+    assert (singular.diff() <= 0).all()
+
+
+def test_vectors_that_no_route_finds_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.linalg, "eigh", fail_as_torch)
+    monkeypatch.setattr(np.linalg, "eigh", fail)
+    with pytest.raises(ComputationError, match="decomposition failed"):
+        eigenpairs(torch.eye(3))
+    with pytest.raises(ComputationError, match="decomposition failed"):
+        decomposition(torch.full((3, 3), torch.nan))

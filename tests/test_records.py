@@ -20,7 +20,7 @@ from convsv.reports._sort import sort_column, sort_report
 from convsv.reports._summary import summarise
 from convsv.reports._text import code_span, from_csv, from_tsv, to_tsv, visible
 from convsv.reports.records import columns
-from convsv.results import Bound, CheckpointReport, Interval, LayerReport, Report
+from convsv.results import Bound, CheckpointReport, Histogram, Interval, LayerReport, Report
 from reportcases import HOSTILE_NAMES, bounds, geometry, layer, report, spectrum
 
 names = pytest.mark.parametrize("name", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES.keys())
@@ -46,8 +46,9 @@ def tsv_rows(found: Report, **style: object) -> list[dict[str, str]]:
 
 
 def test_a_format_is_found_by_suffix_whatever_the_case() -> None:
-    assert {format_of(f"a.b{suffix.upper()}") for _, w in WRITERS.items() for suffix in w.suffixes} == {
-        "json", "jsonl", "csv", "tsv", "markdown",
+    writers = [writer for _, writer in WRITERS.items() if writer.writes("analyze")]
+    assert {format_of(f"a.b{suffix.upper()}") for writer in writers for suffix in writer.suffixes} == {
+        "json", "jsonl", "csv", "tsv", "markdown", "html",
     }  # fmt: skip
 
 
@@ -57,13 +58,8 @@ def test_a_name_that_stands_for_no_format_is_a_usage_error(path: str) -> None:
         format_of(path)
 
 
-def test_html_says_that_it_is_not_there_yet() -> None:
-    with pytest.raises(UsageError, match="not available in this version"):
-        format_of("report.html")
-
-
 def test_an_unknown_format_is_a_usage_error_that_lists_them() -> None:
-    with pytest.raises(UsageError, match="csv, json, jsonl, markdown, table, tsv"):
+    with pytest.raises(UsageError, match="csv, html, json, jsonl, markdown, table, tsv"):
         open_sink(io.StringIO(), "xml", report())
 
 
@@ -96,6 +92,22 @@ def test_json_has_values_only_when_asked() -> None:
     plain, whole = (json.loads(text(found, "json", values=values)) for values in (False, True))
     assert "values" not in plain["checkpoints"][0]["layers"][0]["results"]["circulant"]
     assert whole["checkpoints"][0]["layers"][0]["results"]["circulant"]["values"] == [3, 2, 1]
+
+
+def test_json_has_the_histogram_and_how_wrong_quantiles_may_be_and_csv_the_latter() -> None:
+    counted = spectrum([3.0, 1.0], histogram=Histogram(4.0, (0, 1, 0, 1)), quantile_error=1e-6)
+    leading = spectrum([3.0], kind="leading", quantiles={}, histogram=None)
+    found = report(layer(results={"circulant": counted, "exact": leading}), methods=("circulant", "exact"))
+    whole = json.loads(text(found, "json"))["checkpoints"][0]["layers"][0]["results"]
+    line = json.loads(text(found, "jsonl").splitlines()[0])["results"]
+    for results in (whole, line):
+        assert results["circulant"]["histogram"] == {"top": 4.0, "counts": [0, 1, 0, 1]}
+        assert results["circulant"]["quantile_error"] == 1e-6
+        assert not {"histogram", "quantile_error"} & set(results["exact"])
+    (row,) = csv_rows(found)
+    assert row["results_circulant_quantile_error"] == "1e-06"
+    assert row["results_exact_quantile_error"] == ""
+    assert not [name for name in row if "histogram" in name]
 
 
 def test_what_is_not_finite_is_null_with_a_note() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from convsv.checkpoints import Checkpoint, open_checkpoint
+from convsv.checkpoints import FORMATS, Checkpoint, RegularFile, open_checkpoint
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
 pytestmark = pytest.mark.timeout(60)
@@ -207,6 +207,19 @@ def test_a_header_of_more_than_100_megabytes_is_refused_unread(tmp_path: Path) -
 def test_a_header_of_many_small_objects_is_refused_unparsed(tmp_path: Path) -> None:
     with pytest.raises(UnsafeCheckpointError):
         open_checkpoint(write(tmp_path / "m.safetensors", None, raw=b'{"a":[' + b"[]," * 3_000_001 + b"[]]}"))
+
+
+@pytest.mark.parametrize("start", [b"{\x00\x00\x00\x00\x00\x00\x00{", b'{"weight_map": ', b"noise, with no brace"])
+def test_a_large_file_is_not_read_to_tell_what_it_is(
+    tmp_path: Path, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, counts = tmp_path / "large", []
+    path.write_bytes(start)
+    os.truncate(path, 200_000_000)
+    file, read = RegularFile(path), RegularFile.read
+    monkeypatch.setattr(RegularFile, "read", lambda self, at, count: counts.append(count) or read(self, at, count))
+    FORMATS["safetensors"].recognises(file)
+    assert sum(counts) < 100
 
 
 def test_a_truncated_file_is_refused_at_every_length(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from convsv.geometry import ORIGINS, PADDINGS
 from convsv.reports import Style, write_report
-from convsv.results import CheckpointReport, Interval, Report
-from reportcases import HOSTILE_NAMES, bounds, geometry, layer, report, spectrum
+from convsv.results import CheckpointReport, Histogram, Interval, Reached, Report
+from reportcases import HOSTILE_NAMES, bounds, clipping, geometry, layer, report, spectrum
 
 
 def schema() -> dict[str, Any]:
@@ -43,12 +43,25 @@ REPORTS = {
         layer(results=RESULTS, unavailable={"asymptotic": "why"}, notes=("tied",)), methods=("circulant",)
     ),
     "at size": report(layer(norm_at_size=Interval(1.0, 1.1, "zeros 56x56"))),
+    "histogram": report(
+        layer(results={"circulant": spectrum([1.0, 3.0], histogram=Histogram(4.0, (0, 1, 0, 1)), quantile_error=1e-6)})
+    ),
     "residuals": report(layer(results={"exact": spectrum([1.0], kind="leading", residuals=(1e-9,))})),
     "not finite": report(
         layer(norm=Interval(0.0, math.inf), results={"circulant": spectrum([1.0], condition=math.nan)})
     ),
     "no ranks": report(layer(results={"circulant": spectrum([1.0], stable_rank=None, condition=None)})),
     "traced": report(layer(geometry=replace(geometry(), origin={"size": "traced"}))),
+    "clipped": report(
+        layer(clip=clipping()), layer("inside", clip=clipping(method="none", touched=False)), command="clip"
+    ),
+    "edited": report(layer(clip=clipping(radius=None, gap=0.01, notes=("tied",))), command="clip"),
+    "edited and measured": report(
+        layer(clip=clipping(radius=None, reached=Reached("rank", 2, 0.0, 1.0, 0.01, (12, 12), ("groups",)))),
+        layer("flat", clip=clipping(reached=Reached("flatten", 1.0, 0.9, 1.1, None, (8,)))),
+        command="clip",
+    ),
+    "not clipped": report(layer(unavailable={"clip": "its weights are NaN"}), command="clip"),
     "partial": replace(report(layer()), partial=True),
     "layers": report(layer(norm=None), command="layers"),
 } | {name: report(layer(text)) for name, text in HOSTILE_NAMES.items()}
@@ -72,8 +85,8 @@ def test_every_json_line_is_valid(found: Report) -> None:
     validator("jsonl_summary").validate(last)
 
 
-def spoilt(path: str, value: object) -> Any:
-    whole = json.loads(written(REPORTS["everything"], values=True))
+def spoilt(path: str, value: object, of: str = "everything") -> Any:
+    whole = json.loads(written(REPORTS[of], values=True))
     *most, last = path.split("/")
     place = whole
     for key in most:
@@ -112,6 +125,15 @@ LAYER = "checkpoints/0/layers/0"
 def test_a_wrong_report_is_refused(path: str, value: object) -> None:
     with pytest.raises(ValidationError):
         validator().validate(spoilt(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("histogram/top", None), ("histogram/counts", [1, -1]), ("histogram/counts", [0.5]), ("quantile_error", "0")],
+)
+def test_a_wrong_histogram_is_refused(path: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        validator().validate(spoilt(f"{LAYER}/results/circulant/{path}", value, "histogram"))
 
 
 @pytest.mark.parametrize("path", ["new", "checkpoints/0/new", f"{LAYER}/new", f"{LAYER}/norm/new"])

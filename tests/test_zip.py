@@ -265,3 +265,68 @@ def test_a_missing_entry_is_an_error_of_one_line(opened):
     with pytest.raises(CorruptCheckpointError, match="no entry") as caught:
         opened(archive()).read("no\nsuch entry")
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------ one field of the directory at a time
+
+
+def changed_record(data, field, value, which=1):
+    """Change a 16-bit field of a record of the directory, at its offset in the record."""
+    at = -1
+    for _ in range(which + 1):
+        at = data.index(b"PK\x01\x02", at + 1)
+    return data[: at + field] + struct.pack("<H", value) + data[at + field + 2 :]
+
+
+def test_a_range_that_is_the_whole_entry_is_checked_too(opened):
+    index = opened(replaced(archive(), b"\x07\x08\x09", b"\x07\x09\x09", 1))
+    with pytest.raises(CorruptCheckpointError, match="wrong checksum"):
+        index.read_range("a/data/0", 0, 4096)
+
+
+@pytest.mark.parametrize("bit", [0, 6, 13], ids=["encrypted", "strongly encrypted", "masked"])
+def test_every_kind_of_encryption_is_refused(opened, bit):
+    data, at = archive(), archive().index(b"PK\x03\x04", 1)
+    data = data[: at + 6] + struct.pack("<H", 1 << bit) + data[at + 8 :]
+    with pytest.raises(UnsafeCheckpointError, match="encrypted"):
+        opened(changed_record(data, 8, 1 << bit))
+
+
+def test_an_entry_on_another_part_is_refused(opened):
+    with pytest.raises(UnsafeCheckpointError, match="several parts"):
+        opened(changed_record(archive(), 34, 1))
+
+
+def test_an_entry_that_reaches_into_the_directory_is_refused(opened):
+    """Its size is the same wherever it is written, and reaches over the directory to the end of the file."""
+    data = archive({"a": bytes(60)})
+    end = data.index(b"PK\x01\x02")
+    sizes, wrong = struct.pack("<LL", 60, 60), struct.pack("<LL", 80, 80)
+    crc = struct.pack("<L", zlib.crc32(bytes(60)))
+    right = struct.pack("<L", zlib.crc32(data[end - 60 : end + 20]))
+    for _ in range(2):
+        data = data.replace(sizes, wrong).replace(crc, right)
+    with pytest.raises(UnsafeCheckpointError, match="overlaps the directory"):
+        opened(data).read("a")
+
+
+@pytest.mark.parametrize("at", [1 << 62, 1000], ids=["beyond the file", "beyond its locator"])
+def test_a_zip64_end_record_beyond_its_locator_is_refused(opened, at):
+    data = archive()
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, len(data) + at, 1)
+    end = data.index(b"PK\x05\x06")
+    with pytest.raises(CorruptCheckpointError, match="beyond its locator"):
+        opened(data[:end] + locator + data[end:])
+
+
+def test_sizes_of_64_bits_are_read_from_the_extra_field(opened):
+    """A record whose 32-bit fields are full says its sizes in an extra field, behind another extra field."""
+    data, content = archive({"a": bytes(70)}), 70
+    at, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    record = bytearray(data[at:end])
+    extra = struct.pack("<HHL", 0x9999, 4, 7) + struct.pack("<HHQQ", 1, 16, content, content)
+    struct.pack_into("<LL", record, 20, 0xFFFFFFFF, 0xFFFFFFFF)
+    struct.pack_into("<H", record, 30, len(extra))
+    tail = bytearray(data[end:])
+    struct.pack_into("<L", tail, 12, len(record) + len(extra))
+    assert opened(data[:at] + bytes(record) + extra + bytes(tail)).read("a") == bytes(content)

@@ -1,0 +1,91 @@
+"""Thousands of damaged files of every format: only our own errors come out, within limits of time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
+
+from limits import limited
+from mutation import mutated, operations
+from targets import TARGETS, judge_report
+
+from convsv.results import CheckpointReport, Report
+from reportcases import layer
+
+MEMORY = Path("/dev/shm")
+"""Where thousands of small files do not wait for a disk."""
+
+
+@pytest.fixture(scope="module")
+def place() -> Callable[[], contextlib.AbstractContextManager[Path]]:
+    """A way to an empty folder."""
+
+    @contextlib.contextmanager
+    def make() -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            yield Path(folder)
+
+    return make
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_damaged_file_ends_in_our_own_error_or_in_tensors(name: str, place: Callable[..., object]) -> None:
+    target = TARGETS[name]
+    if name.startswith("onnx"):
+        pytest.importorskip("onnx")
+    with place() as folder:  # type: ignore[attr-defined]
+        target.attack(target.seed(), folder)  # what is imported on the way is not counted as the case's
+
+    @settings(max_examples=target.cases)
+    @given(operations)
+    def attack(todo: list[tuple[str, int, int, int]]) -> None:
+        data = mutated(target.seed(), todo)
+        with place() as folder, limited():  # type: ignore[attr-defined]
+            target.attack(data, folder)
+
+    attack()
+
+
+FOUND: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
+    "a control character in the name of a view": (
+        "torch-legacy",
+        [(b"conv.weight", b"c\t\x1b[31m.abc"), (b"K\x09K\x09K\x03K\x01", b"K\x01K\x01K\x01K\x01")],
+    ),
+    "a line end in the key of what is malformed": (
+        "torchscript-pickle",
+        [(b"X\x01\x00\x00\x000q\x03", b"X\x01\x00\x00\x00\nq\x03"), (b"K\x01K\x03K\x03t", b"K\x01K\x03N)t")],
+    ),
+    "a tab in a glob": ("sidecar", [(b"*.conv1", b"*.\tonv1")]),
+    "an infinite number from the child": ("hdf5-answer", [(b'"address": ', b'"address": 1e999, "a": ')]),
+    "attributes of lists from the child": ("hdf5-answer", [(b'["conv", "bn"]', b'[["conv"], {}]')]),
+    "a signalling NaN in half precision": ("safetensors", [(b"\x00<\x00<", b"\x01|\x00<")]),
+}
+"""What fuzzing found."""
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_was_found_once_stays_fixed(case: str, tmp_path: Path) -> None:
+    name, changes = FOUND[case]
+    data = TARGETS[name].seed()
+    for old, new in changes:
+        assert old in data
+        data = data.replace(old, new)
+    TARGETS[name].attack(data, tmp_path)
+
+
+@settings(max_examples=300)
+@given(st.text(st.characters(), max_size=40), st.text(st.characters(), max_size=20))
+def test_no_name_or_path_steers_a_terminal_or_breaks_a_report(name: str, path: str) -> None:
+    with limited():
+        judge_report(
+            Report("layers", {}, (CheckpointReport(path, "pytorch", problems=(name,), layers=(layer(name),)),))
+        )
