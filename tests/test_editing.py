@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 from convsv import analyze, find_layers, open_checkpoint
 from convsv.checkpoints import FORMATS, Checkpoint
+from convsv.checkpoints._writeback import Locked
 from convsv.checkpoints.sidecar import Sidecar, Table, read_sidecar
 from convsv.checkpoints.sources import GeometryOptions
 from convsv.checkpoints.writing import EditableFormat
@@ -29,6 +30,7 @@ from convsv.editing import (
     bystanders,
     clip_checkpoint,
     clip_layers,
+    refuse,
     refuse_format,
     write_clipped,
 )
@@ -182,14 +184,24 @@ def unclippable(tmp_path: Path) -> dict[str, tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("case", ["NaN", "parametrisation", "quantised"])
-def test_nothing_is_written_while_a_layer_cannot_be_clipped(tmp_path: Path, case: str) -> None:
+def test_layer_without_a_norm_stays_as_it_is_and_the_others_are_clipped(tmp_path: Path, case: str) -> None:
     source, words = unclippable(tmp_path)[case]
-    with pytest.raises(ComputationError, match=f"0: cannot be clipped: .*{words}.*--exclude"):
-        clip_checkpoint(source, tmp_path / "out", 1.0)
-    assert not (tmp_path / "out").exists()
-    (told,) = clip_checkpoint(source, tmp_path / "out", 1.0, selection=Selection(exclude=["0"]))
-    assert told.clip is not None
-    assert told.clip.touched
+    told = {report.name: report for report in clip_checkpoint(source, tmp_path / "out", 1.0)}
+    assert words in told["0"].unavailable["clip"]
+    clip = told["1"].clip
+    assert clip is not None
+    assert clip.touched
+    assert clip.norm_after.upper <= 1.0
+
+
+def test_nothing_is_written_while_a_layer_cannot_be_written_back(tmp_path: Path) -> None:
+    source = saved(tmp_path / "plain.safetensors", {"0": random(4, 4, 3, 3), "1": random(4, 4, 3, 3)})
+    layers = list(find_layers(open_checkpoint(source)))
+    locked = replace(layers[0], writeback=Locked("it is computed elsewhere"))
+    outcomes = list(clip_layers([locked, layers[1]], ClipPlan(1.0)))
+    with pytest.raises(ComputationError, match=r"0: cannot be clipped: .*computed elsewhere.*--exclude"):
+        refuse(outcomes)
+    refuse(outcomes[1:])
 
 
 def test_reason_is_reported_where_clipping_cannot_be(tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def clip(
 
     The weights move as little as possible, and nothing else in the file changes by one bit. The finished file is read
     again and every promise is checked before it takes its name. If a layer cannot keep within R (its weights are
-    NaN, quantised, or computed by a parametrisation that cannot be written), nothing is written: leave it out with
-    --exclude.
+    computed by a parametrisation that cannot be written), nothing is written: leave it out with --exclude. Layers
+    without a norm (NaN, quantised) are reported and stay as they are.
     """
     from convsv.cli._clip import run_clip
 

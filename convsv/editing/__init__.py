@@ -130,12 +130,15 @@ def bystanders(checkpoint: Checkpoint, outcomes: Sequence[Outcome]) -> tuple[str
 
 
 def refuse(outcomes: Sequence[Outcome]) -> None:
-    """Refuse to write where the promise cannot be kept for every layer.
+    """Refuse to write where the promise cannot be kept for every layer that has a norm.
+
+    Layers that are unavailable because of the file's own data (NaN, quantised) have none: they are reported, and stay
+    as they are.
 
     Raises:
         ComputationError: it cannot; names the layers, and why.
     """
-    broken = [outcome for outcome in outcomes if outcome.reason]
+    broken = [outcome for outcome in outcomes if outcome.reason and not outcome.unavailable]
     if not broken:
         return
     more = f", and {len(broken) - 1} more layers cannot either" if len(broken) > 1 else ""

@@ -43,6 +43,7 @@ class Outcome:
         clip: what was done, or None.
         reason: why nothing could be done that was asked for.
         failed: whether it could have been, but for a numerical failure or a lack of memory.
+        unavailable: whether the file's own data are the reason (NaN, quantised): such a layer has no norm to keep.
         edits: what is to be stored.
         digest: of the kernel that a reader must find afterwards.
     """
@@ -51,6 +52,7 @@ class Outcome:
     clip: Clipping | None = None
     reason: str | None = None
     failed: bool = False
+    unavailable: bool = False
     edits: tuple[Edit, ...] = field(default=(), repr=False)
     digest: bytes = b""
 
@@ -173,7 +175,19 @@ def _attempted(group: Sequence[tuple[ConvLayer, ClipOptions]], plan: ClipPlan) -
         reason, failed = error.what + found + advice, not isinstance(error, (UnavailableError, GeometryError))
     except (ArithmeticError, MemoryError, RuntimeError) as error:
         reason, failed = str(error).splitlines()[0] if str(error) else type(error).__name__, True
-    return [Outcome(layer, reason=reason, failed=failed) for layer, _ in group]
+    return [
+        Outcome(layer, reason=reason, failed=failed, unavailable=not failed and not _has_weights(layer))
+        for layer, _ in group
+    ]
+
+
+def _has_weights(layer: ConvLayer) -> bool:
+    """Tell whether the layer has a kernel of numbers at all."""
+    try:
+        layer.kernel()
+    except UnavailableError:
+        return False
+    return True
 
 
 def _together(group: Sequence[tuple[ConvLayer, ClipOptions]], plan: ClipPlan) -> list[Outcome]:
