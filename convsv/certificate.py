@@ -28,7 +28,7 @@ from torch import Tensor
 
 from convsv.cells import Cells, concatenate, root_cells
 from convsv.errors import ComputationError, ContradictionError, UnavailableError
-from convsv.execution import Execution, full_precision
+from convsv.execution import Execution, full_precision, give_back_large_blocks
 from convsv.gram import Gram, gram, storage
 from convsv.peaks import Peak, climb, first_peak, leading_vectors, look, lower_bound, quotient, upper_bound
 from convsv.results import Interval
@@ -211,6 +211,8 @@ def certify_with_peak(
     if precision is None:
         return _without_gram(scaled, exponent), None
     started = time.monotonic()
+    if min(scaled.shape[1:3]) > _ALONE:
+        give_back_large_blocks()
     with full_precision():
         coefficients = gram(scaled, precision)
         work = _Work(coefficients, execution, budget or Budget(), lambda p: lower_bound(scaled, p), started=started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,21 @@ def test_numpy_is_not_trusted_where_nothing_holds_its_threads(monkeypatch: pytes
             assert torch.get_num_threads() == 1
     finally:
         execution._numpy_blas.cache_clear()
+
+
+def test_large_blocks_go_back_to_the_system() -> None:
+    execution.give_back_large_blocks()
+    execution.give_back_large_blocks()  # once and for all
+    if not Path("/proc/self/statm").exists():
+        return
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+    before = resident()
+    blocks = [torch.ones(16 << 20, dtype=torch.uint8) for _ in range(8)]
+    assert resident() - before > 100 << 20
+    pins = [torch.ones(100) for _ in range(100)]
+    del blocks
+    assert resident() - before < 40 << 20
+    assert len(pins) == 100
