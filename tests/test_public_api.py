@@ -41,6 +41,20 @@ def test_dir_lists_the_public_names() -> None:
     assert set(dir(convsv)) >= set(convsv.__all__)
 
 
+@pytest.mark.parametrize("before", ["", "import convsv.bounds", "convsv.operator_norm"])
+def test_bounds_is_a_function_though_a_package_has_its_name(before: str) -> None:
+    program = f"""
+import numpy as np, convsv
+{before}
+kernel = np.ones((2, 2, 3))
+first, second = (convsv.bounds(kernel, names=["frobenius"]) for _ in range(2))
+assert first["frobenius"].value == second["frobenius"].value > 0
+import convsv.bounds as package
+assert "frobenius" in package.BOUNDS
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_the_version_is_the_installed_one() -> None:
     assert convsv.__version__ == version("convsv")
 

@@ -8,11 +8,14 @@ largest value over the groups.
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from types import ModuleType
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -261,3 +264,13 @@ def _refuse(lowers: list[tuple[str, float]], uppers: list[tuple[str, float]]) ->
     if low[1] > high[1]:
         found = f"{low[0]} >= {low[1]!r} and {high[0]} <= {high[1]!r}"
         raise ContradictionError("two certified statements about one norm exclude each other", found=found)
+
+
+class _Door(ModuleType):
+    """This package as a function: once it is imported it stands where the library promises ``convsv.bounds()``."""
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return importlib.import_module("convsv.api").bounds(*args, **named)
+
+
+sys.modules[__name__].__class__ = _Door
