@@ -800,6 +800,11 @@ def test_every_help_has_an_example_that_runs(
     assert result.exit_code == 0, result.stderr
 
 
+@pytest.mark.parametrize(("name", "bracketed"), [("plot", "convsv[plot]"), ("check", "[tool.convsv.check]")])
+def test_brackets_in_help_are_shown_and_not_taken_for_markup(name: str, bracketed: str) -> None:
+    assert bracketed in convsv(name, "--help", TERMINAL_WIDTH="200").stdout
+
+
 def test_help_in_a_pipe_has_no_colour_even_in_ci() -> None:
     assert ESCAPE not in process("analyze", "--help", env={"GITHUB_ACTIONS": "true"}).stdout
 

@@ -6,10 +6,13 @@ typer wants a function with one parameter an option; fifteen of them on every ve
 
 from __future__ import annotations
 
+import copy
 import inspect
+import operator
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from convsv.registry import Registry
 
@@ -63,7 +66,7 @@ def flattened(function: Callable[..., None]) -> Callable[..., None]:
         if name in groups:
             parameters += _field_parameters(groups[name])
         else:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=_plain(hints[name]), kind=inspect.Parameter.KEYWORD_ONLY))
 
     def call(**options: Any) -> None:
         grouped = {
@@ -80,14 +83,31 @@ def flattened(function: Callable[..., None]) -> Callable[..., None]:
 
 def _reflowed(doc: str) -> str:
     """Return a docstring with each paragraph on one line: the terminal's width decides where lines end."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
+    return _literal("\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n")))
+
+
+def _literal(text: str) -> str:
+    """Return help in which typer finds no markup: it would swallow ``[plot]`` and ``[tool.convsv.check]``."""
+    return re.sub(r"\[(?=[a-z#/@])", r"\[", text)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an option's annotation with help that holds no markup."""
+    if get_origin(annotation) is not Annotated:
+        return annotation
+    kind, *details = get_args(annotation)
+    details = [copy.copy(detail) for detail in details]
+    for detail in details:
+        if getattr(detail, "help", None):
+            detail.help = _literal(detail.help)
+    return operator.getitem(Annotated, (kind, *details))  # Annotated[kind, *details] is syntax from Python 3.11 on
 
 
 def _field_parameters(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name]
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=_plain(hints[field.name])
         )
         for field in fields(group)
     ]
