@@ -5,40 +5,19 @@ Run as a program it rewrites them; the tests compare. A part stands between `<!-
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+
+import reference
+from schemadoc import json_keys
+from tables import code, escaped, summary, table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHOWN = ("analyze", "--method", "circulant", "sample_checkpoints/digits.keras")
 """The command whose real output opens the README; `make demo` ends with the same."""
-
-
-def escaped(text: str) -> str:
-    """Return text as a table cell, free of accidental Markdown outside backticks."""
-    plain_and_code = text.replace("``", "`").replace("|", r"\|").split("`")
-    plain_and_code[::2] = [re.sub(r"([*<])", r"\\\1", plain) for plain in plain_and_code[::2]]
-    return "`".join(plain_and_code)
-
-
-def summary(documented: object) -> str:
-    """Return the first paragraph of a docstring as a table cell, without "Return" and its last full stop."""
-    paragraph = " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
-    return escaped(re.sub(r"^Return (a sink (for|that writes) )?", "", paragraph).removesuffix("."))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def code(names: Iterable[str]) -> str:
-    """Return names in code style, separated by spaces."""
-    return " ".join(f"`{name}`" for name in names)
 
 
 def commands() -> str:
@@ -63,17 +42,6 @@ def formats() -> str:
         for name, entry in sorted(FORMATS.items())
     ]
     return table(["format", "usual suffixes", "how it is read"], rows)
-
-
-def methods() -> str:
-    """Return the spectral methods."""
-    from convsv.spectra import SPECTRA
-
-    rows = [
-        [f"`{name}`", entry.guarantee, summary(entry.compute), entry.reference]
-        for name, entry in sorted(SPECTRA.items())
-    ]
-    return table(["method", "guarantee", "what it computes", "source"], rows)
 
 
 def bounds() -> str:
@@ -102,14 +70,6 @@ def scopes() -> str:
     return "\n".join(f"- *{name}*: {meaning}" for name, meaning in SCOPES.items())
 
 
-def writers() -> str:
-    """Return the report formats."""
-    from convsv.reports import WRITERS
-
-    rows = [[f"`{name}`", code(entry.suffixes), summary(entry.make)] for name, entry in sorted(WRITERS.items())]
-    return table(["`--format`", "suffix of `-o`", "what it is"], rows)
-
-
 def output() -> str:
     """Return what the shown command prints, as a console session."""
     program = [sys.executable, "-m", "convsv", *SHOWN, "--format", "table"]
@@ -117,39 +77,54 @@ def output() -> str:
     return f"```console\n$ convsv {' '.join(SHOWN)}\n{done.stdout.rstrip()}\n```"
 
 
-PARTS: dict[str, tuple[str, Callable[[], str]]] = {
-    "output": ("README.md", output),
-    "commands": ("README.md", commands),
-    "formats": ("README.md", formats),
-    "methods": ("README.md", methods),
-    "bounds": ("README.md", bounds),
-    "writers": ("README.md", writers),
-    "scopes": ("docs/bounds.md", scopes),
-    "bound-sources": ("docs/bounds.md", bound_sources),
+_README, _REFERENCE, _BOUNDS, _COMMANDS = "README.md", "docs/reference.md", "docs/bounds.md", "docs/commands.md"
+
+PARTS: dict[str, tuple[tuple[str, ...], Callable[[], str]]] = {
+    "output": ((_README,), output),
+    "commands": ((_README, _COMMANDS), commands),
+    "help": ((_COMMANDS,), reference.help_texts),
+    "formats": ((_README, _REFERENCE), formats),
+    "methods": ((_REFERENCE,), reference.methods),
+    "bounds": ((_BOUNDS,), bounds),
+    "bound-sources": ((_BOUNDS,), bound_sources),
+    "scopes": ((_BOUNDS,), scopes),
+    "writers": ((_REFERENCE,), reference.writers),
+    "padding-modes": ((_REFERENCE,), reference.padding_modes),
+    "origins": ((_REFERENCE,), reference.origins),
+    "exit-codes": ((_README, _REFERENCE), reference.exit_codes),
+    "json-keys": ((_REFERENCE,), json_keys),
+    "public-names": ((_REFERENCE,), reference.public_names),
+    "exceptions": ((_REFERENCE,), reference.exceptions),
 }
-"""Everything generated, by the name of its markers: the document it stands in, and what makes it."""
+"""Everything generated, by the name of its markers: the documents it stands in, and what makes it."""
 
 
-def current(name: str) -> str:
-    """Return what stands between the markers of a part.
+def current(name: str) -> list[str]:
+    """Return what stands between the markers of a part, in each of its documents.
 
     Raises:
-        ValueError: its document has no such markers.
+        ValueError: a document has no such markers.
     """
-    text = (REPOSITORY / PARTS[name][0]).read_text(encoding="utf-8")
+    return [_between(name, document) for document in PARTS[name][0]]
+
+
+def _between(name: str, document: str) -> str:
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
     found = re.search(rf"<!-- {name} -->\n(.*?)\n?<!-- /{name} -->", text, re.DOTALL)
     if found is None:
-        raise ValueError(f"no part called {name!r} in {PARTS[name][0]}")
+        raise ValueError(f"no part called {name!r} in {document}")
     return found[1]
 
 
 def main() -> None:
     """Rewrite every generated part."""
-    for name, (document, generate) in PARTS.items():
-        path = REPOSITORY / document
-        before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
-        after = rest.split(f"<!-- /{name} -->")[1]
-        path.write_text(f"{before}<!-- {name} -->\n{generate()}\n<!-- /{name} -->{after}", encoding="utf-8")
+    for name, (documents, generate) in PARTS.items():
+        made = generate()
+        for document in documents:
+            path = REPOSITORY / document
+            before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
+            after = rest.split(f"<!-- /{name} -->")[1]
+            path.write_text(f"{before}<!-- {name} -->\n{made}\n<!-- /{name} -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

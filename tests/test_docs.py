@@ -11,6 +11,7 @@ import pytest
 
 import catalogue
 import convsv
+from convsv.geometry import ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -28,11 +29,12 @@ def relative_links(document: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", [name for name in catalogue.PARTS if name != "output"])
 def test_the_catalogue_is_current(name: str) -> None:
-    assert catalogue.current(name) == catalogue.PARTS[name][1](), "run `make docs`"
+    made = catalogue.PARTS[name][1]()
+    assert catalogue.current(name) == [made] * len(catalogue.PARTS[name][0]), "run `make docs`"
 
 
 def test_the_shown_output_is_what_the_command_prints() -> None:
-    shown, printed = catalogue.current("output"), catalogue.output()
+    (shown,), printed = catalogue.current("output"), catalogue.output()
     # Another machine's BLAS may round the last digit otherwise: words must agree exactly, numbers nearly.
     assert NUMBER.sub("#", shown).split() == NUMBER.sub("#", printed).split(), "run `make docs`"
     assert [float(n) for n in NUMBER.findall(shown)] == pytest.approx(
@@ -53,6 +55,17 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_every_relative_link_leads_to_a_file(document: Path) -> None:
     assert [link for link in relative_links(document) if not (document.parent / link).exists()] == []
+
+
+def test_the_index_lists_every_page_and_the_readme_links_to_it() -> None:
+    pages = {path.name for path in (REPOSITORY / "docs").glob("*.md")} - {"README.md"}
+    assert set(relative_links(REPOSITORY / "docs" / "README.md")) >= pages
+    assert "docs/README.md" in relative_links(REPOSITORY / "README.md")
+
+
+def test_the_page_on_geometry_names_every_origin() -> None:
+    page = (REPOSITORY / "docs" / "geometry.md").read_text(encoding="utf-8")
+    assert all(f"| `{origin}` |" in page for origin in ORIGINS)
 
 
 def test_the_readme_opens_with_the_two_commands() -> None:

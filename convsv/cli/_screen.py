@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 __all__ = [
+    "EXIT_CODES",
     "PRECEDENCE",
     "Screen",
     "close_standard_output",
@@ -24,7 +25,17 @@ __all__ = [
     "worst",
 ]
 
-PRECEDENCE = (130, 2, 5, 3, 1, 4, 0)
+EXIT_CODES = {
+    130: "interrupted; what was finished is in the report, marked as partial",
+    2: "usage: wrong options, or a file that is not there",
+    5: "a result could not be computed or written",
+    3: "a checkpoint could not be read, or is unsafe to read; the others are still reported",
+    1: "a gate says no: `check` found a layer that is certified to fail, `compare --fail-on` a change that was named",
+    4: "`check` is undecided: no layer fails, and at least one could not be proved to pass",
+    0: "done; of `check`: every layer is certified to pass",
+}
+"""All exit codes and what they mean; when several apply, the first one here wins."""
+PRECEDENCE = tuple(EXIT_CODES)
 """Which exit code wins when several apply, strongest first."""
 
 
