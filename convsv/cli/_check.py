@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from convsv.cli._run import Analyst, Run, Task, counted
+from convsv.cli._analyst import Analyst
+from convsv.cli._run import Run, counted
 from convsv.cli._screen import Screen, worst
+from convsv.cli._task import Task
 from convsv.cli.options import parse_memory
 from convsv.errors import CheckpointError, OutputError, UsageError
 from convsv.policy import Policy, default_policy, read_policy

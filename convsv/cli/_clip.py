@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from convsv.cli._analyst import Analyst
 from convsv.cli._output import Outputs, uninterrupted
-from convsv.cli._run import Analyst, Find, Paths, Run, Task, counted
+from convsv.cli._run import Begun, Paths, Run, counted
 from convsv.cli._screen import Screen
+from convsv.cli._task import Task
 from convsv.cli.options import parse_memory
 from convsv.errors import UsageError, error_context
 from convsv.reports import WRITERS
@@ -165,14 +167,17 @@ class _ClipRun(Run):
         self._sources = sources
         return super()._discover(sources, path)
 
-    def _one(self, path: str | None, known: CheckpointReport, find: Find, analyst: Analyst, outputs: Outputs) -> None:
-        interrupt: KeyboardInterrupt | None = None
+    def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
+        _, settings = super()._analyst()
+        return lambda layers: iter(()), settings
+
+    def _finish(self, begun: Begun, outputs: Outputs) -> None:
+        known, path, interrupt = begun.known, begun.path, begun.interrupt
         written: str | None = None
         try:
-            if path is not None:
-                known, found = find(path)
+            if path is not None and not known.failed and not interrupt:
                 with error_context(path=path):
-                    self._clip(found)
+                    self._clip(begun.layers)
                     known = replace(known, problems=(*known.problems, *self._bystanders(path)))
                     written = self._write()
         except KeyboardInterrupt as error:

@@ -12,9 +12,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from convsv.cli._analyst import Analyst
 from convsv.cli._output import Outputs, uninterrupted
-from convsv.cli._run import Analyst, Run, Task, counted, settings_of, sources_of
+from convsv.cli._run import Run, counted
 from convsv.cli._screen import Screen, exit_code, worst
+from convsv.cli._task import Task, settings_of, sources_of
 from convsv.cli.options import Spectra
 from convsv.comparison import Version, compare_layers, happened, in_order, parse_conditions
 from convsv.describe import describe

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from convsv.cli._analyst import Analyst
 from convsv.cli._output import SILENT, Outputs, without_values
-from convsv.cli._run import Analyst, Run, Task
+from convsv.cli._run import Run
 from convsv.cli._screen import Screen
+from convsv.cli._task import Task
 from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra
 from convsv.cli.plot import Kind
 from convsv.errors import OutputError, UnavailableError, UsageError

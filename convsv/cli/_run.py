@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 
+from convsv.cli._analyst import Analyst, analyst_of
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra, parse_input, parse_memory
+from convsv.cli._task import Task, settings_of, sources_of
 from convsv.errors import ConvsvError, OutputError, UsageError, error_context
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
@@ -23,13 +25,10 @@ if TYPE_CHECKING:
     from convsv.checkpoints import Checkpoint
     from convsv.checkpoints.discovery import Discovery
     from convsv.checkpoints.sources import GeometryOptions
-    from convsv.checkpoints.traced import Trace
     from convsv.layer import ConvLayer
-    from convsv.spectra import SpectrumOptions
 
-__all__ = ["Analyst", "Run", "Task", "counted", "run", "settings_of", "sources_of"]
+__all__ = ["Begun", "Run", "counted", "run"]
 
-Analyst: TypeAlias = "Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]"
 Find: TypeAlias = "Callable[[str], tuple[CheckpointReport, tuple[ConvLayer, ...]]]"
 Paths: TypeAlias = "list[tuple[str | None, CheckpointReport]]"
 
@@ -40,43 +39,6 @@ _HOLLOW = "consists of holes for the most part: not hashed"
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
-
-
-@dataclass(frozen=True)
-class Task:
-    """One call of a verb.
-
-    Attributes:
-        command: the verb.
-        models: which layers.
-        geometry: what the user says about geometry.
-        output: where results go.
-        computing: where and how finely to compute; None computes nothing.
-        spectra: what to do with whole spectra.
-        methods: results to compute beside the norm.
-        norm: whether to certify the norm.
-        summary: bounds: a row a bound over all layers.
-        exact: how much of the exact spectrum to compute.
-        sidecar: geometry file to write, if any.
-        force: whether that may take the place of another file.
-        named: formats of report files whose suffix does not tell it.
-        more: further options that matter for the numbers.
-    """
-
-    command: str
-    models: Models
-    geometry: GeometrySources
-    output: Output
-    computing: Computing | None = None
-    spectra: Spectra = field(default_factory=Spectra)
-    methods: tuple[str, ...] = ()
-    norm: bool = False
-    summary: bool = False
-    exact: Exact = field(default_factory=Exact)
-    sidecar: Path | None = None
-    force: bool = False
-    named: Mapping[str, str] = field(default_factory=dict)
-    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(task: Task) -> None:
@@ -92,8 +54,32 @@ def run(task: Task) -> None:
         raise typer.Exit(code)
 
 
+@dataclass
+class Begun:
+    """A checkpoint whose layers are known, and may be in work.
+
+    Attributes:
+        known: its report so far.
+        layers: its layers.
+        reports: what is said of them, in order.
+        path: where it is; None where there is none.
+        interrupt: the interrupt that ended it early.
+    """
+
+    known: CheckpointReport
+    path: str | None = None
+    layers: Sequence[ConvLayer] = ()
+    reports: Iterable[LayerReport] = ()
+    interrupt: KeyboardInterrupt | None = None
+
+
 class Run:
-    """One call of a verb, from its options to its exit code."""
+    """One call of a verb, from its options to its exit code.
+
+    Args:
+        task: what is asked for.
+        screen: where notes and errors go.
+    """
 
     def __init__(self, task: Task, screen: Screen) -> None:
         self._task, self._screen = task, screen
@@ -103,6 +89,8 @@ class Run:
         self._leaning = 0
         self._layers: tuple[ConvLayer, ...] = ()
         self._checkpoint: Checkpoint | None = None
+        self._resources = ExitStack()
+        self._ahead = 0
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -120,7 +108,7 @@ class Run:
             return _USAGE
         analyst, computed = self._analyst()
         head = replace(head, settings={**head.settings, **computed})
-        with outputs.opened(head):
+        with self._resources, outputs.opened(head):
             interrupted = self._all(paths, sources, analyst, outputs)
             with uninterrupted():
                 outputs.end(replace(head, checkpoints=tuple(self._done), partial=interrupted))
@@ -157,9 +145,7 @@ class Run:
         if not outputs.rows_on_terminal:
             self._screen.start()
         try:
-            for path, blank in paths:
-                if not outputs.unread:
-                    self._one(path, blank, partial(self._discover, sources), analyst, outputs)
+            self._each(paths, partial(self._discover, sources), analyst, outputs)
         except KeyboardInterrupt as error:
             self._screen.stop()
             self._screen.error(error, "interrupted; the report is partial")
@@ -169,15 +155,43 @@ class Run:
             self._screen.stop()
         return False
 
-    def _one(self, path: str | None, known: CheckpointReport, find: Find, analyst: Analyst, outputs: Outputs) -> None:
-        layers: list[LayerReport] = []
-        interrupt: KeyboardInterrupt | None = None
+    def _each(self, paths: Paths, find: Find, analyst: Analyst, outputs: Outputs) -> None:
+        """Report on every checkpoint in order; as many as pay are begun before their turn."""
+        waiting: deque[Begun] = deque()
+        for path, blank in paths:
+            if outputs.unread:
+                return
+            begun = self._begin(path, blank, find, analyst)
+            if begun.interrupt:
+                waiting.clear()
+            waiting.append(begun)
+            if len(waiting) > self._ahead or begun.interrupt:
+                self._finish(waiting.popleft(), outputs)
+        while waiting and not outputs.unread:
+            self._finish(waiting.popleft(), outputs)
+
+    def _begin(self, path: str | None, known: CheckpointReport, find: Find, analyst: Analyst) -> Begun:
+        """Find the layers of a checkpoint and hand them to the analyst, which need not wait until it is asked."""
+        begun = Begun(known, path)
+        if path is None:
+            return begun
         try:
-            if path is not None:
-                known, found = find(path)
-                self._screen.expect(len(found))
-                self._stream(known, analyst(found), layers, outputs)
-                known = self._judged(known, found, layers)
+            begun.known, begun.layers = find(path)
+            self._screen.expect(len(begun.layers))
+            begun.reports = analyst(begun.layers)
+        except KeyboardInterrupt as error:
+            begun.interrupt = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
+            begun.known = self._failed(begun.known, error)
+        return begun
+
+    def _finish(self, begun: Begun, outputs: Outputs) -> None:
+        """Hand out the reports of a checkpoint as they come."""
+        known, layers = begun.known, list[LayerReport]()
+        interrupt = begun.interrupt
+        try:
+            self._stream(known, begun.reports, layers, outputs)
+            known = known if known.failed or interrupt else self._judged(known, begun.layers, layers)
         except KeyboardInterrupt as error:
             interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
@@ -191,7 +205,7 @@ class Run:
 
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
-        return _analyst(self._task)
+        return analyst_of(self._task)
 
     def _judged(
         self, known: CheckpointReport, found: Sequence[ConvLayer], layers: Sequence[LayerReport]
@@ -354,112 +368,3 @@ def _refuse_sidecar(paths: Paths, task: Task) -> None:
         raise UsageError("--write-geometry is about one checkpoint", found=f"{len(paths)}")
     if os.path.lexists(target) and not task.force:
         raise UsageError("is there already", path=str(target), advice="give another name, or --force to replace it")
-
-
-def sources_of(stated: GeometrySources) -> GeometryOptions:
-    """Return what the user says about geometry, its files read and the model traced.
-
-    Raises:
-        UsageError: a file, or the model, is not as it must be.
-    """
-    from convsv.checkpoints.sidecar import read_sidecar
-    from convsv.checkpoints.sources import GeometryOptions
-
-    return GeometryOptions(
-        size=stated.spatial_size,
-        padding_mode=stated.padding_mode.value if stated.padding_mode else None,
-        sidecar=read_sidecar(stated.geometry) if stated.geometry else None,
-        trace=_trace(stated),
-        fold=stated.fold,
-    )
-
-
-def _trace(stated: GeometrySources) -> Trace | None:
-    """Run the user's model, if there is one to run.
-
-    Raises:
-        UsageError: options that need each other, or the model cannot be imported, built or run.
-    """
-    if stated.trace is None:
-        lonely = "--input-shape" if stated.input_shape else "--model-args" if stated.model_args else None
-        if lonely:
-            raise UsageError(f"{lonely} is about the model to trace", advice="name it with --model PKG.MOD:CALLABLE")
-        return None
-    if not stated.input_shape:
-        raise UsageError("--model needs the shape of its input", advice="add for instance --input-shape 3x224x224")
-    from convsv.tracing import InputShape, trace
-
-    inputs = [InputShape(*parse_input(text)) for text in stated.input_shape]
-    return trace(stated.trace, inputs, stated.model_args)
-
-
-def settings_of(task: Task) -> dict[str, Any]:
-    """Return the options that matter for the numbers, as far as they are known without computing anything."""
-    stated = task.geometry
-    settings: dict[str, Any] = {
-        "size": stated.spatial_size,
-        "padding_mode": stated.padding_mode.value if stated.padding_mode else None,
-        "geometry": str(stated.geometry) if stated.geometry else None,
-        "model": stated.trace,
-        "model_args": stated.model_args,
-        "input_shape": stated.input_shape,
-        "fold_bn": stated.fold,
-        "include": task.models.include,
-        "exclude": task.models.exclude,
-        "methods": task.methods,
-        "norm": task.norm,
-    }
-    if task.computing:
-        settings |= {
-            "device": task.computing.device,
-            "dtype": task.computing.dtype.value,
-            "tol": task.computing.tol,
-            "memory": parse_memory(task.computing.memory),
-            "jobs": task.computing.jobs,
-        }
-    if "exact" in task.methods:
-        settings |= vars(task.exact)
-    settings |= task.more
-    return settings
-
-
-def _spectrum_options(task: Task) -> SpectrumOptions:
-    """Return what is wanted of spectra.
-
-    Raises:
-        UsageError: options that contradict each other, or that no method of this call looks at.
-    """
-    from convsv.spectra import SpectrumOptions
-
-    wanted = task.exact
-    if wanted.is_asked_for and "exact" not in task.methods:
-        raise UsageError(
-            "--top, --trailing, --full and --density are about the exact spectrum", advice="add --method exact"
-        )
-    return SpectrumOptions(top=wanted.top, trailing=wanted.trailing, full=wanted.full, density=wanted.density)
-
-
-def _analyst(task: Task) -> tuple[Analyst, dict[str, Any]]:
-    """Return what turns layers into reports, and the settings that only the machine knows."""
-    if task.computing is None:
-        from convsv.describe import describe
-
-        return lambda layers: map(describe, layers), {}
-    from convsv.analysis import AnalysisOptions, analyze
-    from convsv.execution import Execution
-
-    execution = Execution(
-        device=task.computing.device,
-        dtype=task.computing.dtype.value,
-        memory=parse_memory(task.computing.memory),
-        jobs=task.computing.jobs,
-    )
-    options = AnalysisOptions(
-        methods=task.methods,
-        norm=task.norm,
-        tol=task.computing.tol,
-        values=task.spectra.values or task.spectra.spectra is not None,
-        execution=execution,
-        spectra=_spectrum_options(task),
-    )
-    return lambda layers: analyze(layers, options), {"device": str(execution.torch_device), "jobs": execution.threads}

@@ -34,7 +34,8 @@ def analyze(
     The interval is proved to hold the norm, rounding errors included. With --method the singular values, or the
     published bounds, stand beside it.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     methods = tuple(dict.fromkeys(method))
     run(Task("analyze", models, geometry, output, computing, spectra, methods, norm=True, exact=exact))

@@ -27,7 +27,8 @@ def asymptotic(
     The time does not depend on the size, and a stride need not divide it (Yi 2020). With --calibrated a second,
     several times closer estimate stands beside the first: it allows for the boundary of the image.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     methods = ("asymptotic", "calibrated") if calibrated else ("asymptotic",)
     run(Task("asymptotic", models, geometry, output, computing, spectra, methods))

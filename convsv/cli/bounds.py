@@ -24,6 +24,7 @@ def bounds(
 
     The ratio says how loose a bound is: 1 is perfect, 2 is twice too large. An estimate may be on the wrong side.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     run(Task("bounds", models, geometry, output, computing, methods=("bounds",), norm=True, summary=summary))

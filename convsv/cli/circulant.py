@@ -15,6 +15,7 @@ def circulant(
     The values are those of the symbol at the frequencies of the grid (Sedghi, Gupta, Long 2019), for any stride that
     divides the size, any dilation and any number of groups.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     run(Task("circulant", models, geometry, output, computing, spectra, ("circulant",)))

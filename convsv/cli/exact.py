@@ -20,6 +20,7 @@ def exact(
     All of them where the layer is small enough for that, or for --full; else the largest few, each with the distance
     to a true singular value, and a certified upper bound of the largest. What it will do depends on shapes only.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     run(Task("exact", models, geometry, output, computing, spectra, ("exact",), exact=exact))

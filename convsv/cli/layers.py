@@ -38,6 +38,7 @@ def layers(
     Nothing is computed. Where the format allows it only headers are read. A value marked ? is assumed, because the
     checkpoint does not tell it.
     """
-    from convsv.cli._run import Task, run
+    from convsv.cli._run import run
+    from convsv.cli._task import Task
 
     run(Task("layers", models, geometry, output, sidecar=write_geometry, force=force))

@@ -12,7 +12,7 @@ from convsv.cli.options import Computing, Exact, GeometrySources, Models, known_
 from convsv.errors import UsageError
 
 if TYPE_CHECKING:
-    from convsv.cli._run import Task
+    from convsv.cli._task import Task
 
 __all__ = ["Page"]
 
@@ -72,7 +72,7 @@ def _task(models: Models, geometry: GeometrySources, computing: Computing, exact
         UsageError: where to write the page is missing.
     """
     from convsv.cli._output import SILENT
-    from convsv.cli._run import Task
+    from convsv.cli._task import Task
     from convsv.cli.options import Output
 
     if not page.output:
