@@ -16,10 +16,10 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench fuzz samples clean
+.PHONY: help demo test check docs bench reproduce fuzz samples clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## install into .venv and analyse a trained network
 	@echo '$$ convsv analyze --method circulant $(SAMPLE)'
@@ -41,6 +41,9 @@ docs: $(VENV)/.installed-dev ## rewrite what README and docs take from the code
 
 bench: $(VENV)/.installed-dev ## run the benchmarks, one after the other
 	@set -e; for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+reproduce: $(VENV)/.installed-dev ## run the papers' experiments again and write docs/reproduction.md (CIFAR=DIR)
+	$(BIN)/python tests/reproduce $(if $(CIFAR),--cifar '$(CIFAR)')
 
 fuzz: $(VENV)/.installed-fuzz ## fuzz every reader, each for FUZZ_SECONDS (60)
 	@set -e; for target in $$($(BIN)/python tests/fuzz/targets.py); do \
