@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from convsv.checkpoints._content import describe_content, describe_folder
 from convsv.checkpoints._file import RegularFile
+from convsv.checkpoints._natural import natural_key
 from convsv.checkpoints._place import Place
 from convsv.errors import CheckpointError, UnknownFormatError, UsageError, error_context, escaped
 from convsv.geometry import GeometryFacts
@@ -30,6 +31,7 @@ __all__ = [
     "Normalisation",
     "RegularFile",
     "StoredTensor",
+    "checkpoints_among",
     "find_checkpoints",
     "open_checkpoint",
 ]
@@ -214,8 +216,9 @@ def find_checkpoints(path: str | os.PathLike[str]) -> list[Path]:
     """Return the checkpoints that a path names, each fit for :func:`open_checkpoint`.
 
     What is not a folder is itself, whatever its content. A folder with the index of a sharded checkpoint is one
-    checkpoint: the folder (with several indices: each of them). Any other folder stands for the files in it, sorted by
-    name, that have a checkpoint's suffix or content; its subfolders and hidden files are not searched.
+    checkpoint: the folder (with several indices: each of them). Any other folder stands for the files in it that have a
+    checkpoint's suffix or content, in the order of their names, numbers in which count as numbers; its subfolders and
+    hidden files are not searched.
 
     Args:
         path: a file or a folder.
@@ -229,21 +232,30 @@ def find_checkpoints(path: str | os.PathLike[str]) -> list[Path]:
         return [named]
     with error_context(path=str(path)):
         files = _files_in(named)
-        indices = [file for file in files if file.name.endswith(INDEX_SUFFIX) and _recognised(file)]
-        if indices:
-            return [named] if len(indices) == 1 else indices
-        suffixes = tuple(suffix for _, reader in FORMATS.items() for suffix in reader.suffixes)
-        found = [file for file in files if file.name.lower().endswith(suffixes) or _recognised(file)]
+        found = checkpoints_among(files)
         if not found:
             what, advice = describe_folder([file.name for file in files], _folders_in(named))
             raise UnknownFormatError("is a folder without a checkpoint", found=what, advice=advice)
-        return found
+        return [named] if len(found) == 1 and found[0].name.endswith(INDEX_SUFFIX) else found
+
+
+def checkpoints_among(files: Sequence[Path]) -> list[Path]:
+    """Return which files of one folder are checkpoints: its indices of sharded ones, or else all of them.
+
+    Args:
+        files: some files of one folder.
+    """
+    indices = [file for file in files if file.name.endswith(INDEX_SUFFIX) and _recognised(file)]
+    if indices:
+        return indices
+    suffixes = tuple(suffix for _, reader in FORMATS.items() for suffix in reader.suffixes)
+    return [file for file in files if file.name.lower().endswith(suffixes) or _recognised(file)]
 
 
 def _only_checkpoint(folder: Path) -> Path:
     found = find_checkpoints(folder)
     if found == [folder]:
-        found = [file for file in _files_in(folder) if file.name.endswith(INDEX_SUFFIX) and _recognised(file)]
+        found = checkpoints_among(_files_in(folder))
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:4]) + (", ..." if len(found) > 4 else "")
         raise CheckpointError("is a folder with several checkpoints", found=names, advice="name one of them")
@@ -260,7 +272,7 @@ def _folders_in(folder: Path) -> list[str]:
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(os.scandir(folder), key=lambda entry: natural_key(entry.name))
     except OSError as error:
         raise CheckpointError("cannot be listed", found=error.strerror or str(error)) from None
     return [entry for entry in entries if not entry.name.startswith(".")]

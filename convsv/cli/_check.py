@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from convsv.cli._analyst import Analyst
+from convsv.cli._inputs import Inputs
+from convsv.cli._output import Outputs
 from convsv.cli._run import Run, counted
 from convsv.cli._screen import Screen, worst
 from convsv.cli._task import Task
@@ -151,6 +153,7 @@ class _CheckRun(Run):
         self._policy, self._earlier, self._github = policy, earlier, github
         self._options: GateOptions | None = None
         self._alone = False
+        self._names: set[str] = set()
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -159,17 +162,20 @@ class _CheckRun(Run):
             ConvsvError: nothing could be done.
         """
         code = super().code()
-        names = [layer.name for checkpoint in self._done for layer in checkpoint.layers]
-        for glob in self._policy.unmatched(names) if names else ():
+        for glob in self._policy.unmatched(self._names) if self._names else ():
             self._screen.warning(f'{self._policy.path}: layers."{glob}" matches no layer')
         if self._github:
             self._tell_github(code)
         return worst(code, *self._codes)
 
-    def _paths(self) -> list[tuple[str | None, CheckpointReport]]:
+    def _paths(self) -> Inputs:
         found = super()._paths()
-        self._alone = len(found) == 1
+        self._alone = not found.several
         return found
+
+    def _keeps(self, outputs: Outputs) -> bool:
+        """Keep layers for annotations, which are written when all is done."""
+        return self._github or super()._keeps(outputs)
 
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         from convsv.cli.check import Gauging
@@ -233,6 +239,7 @@ class _CheckRun(Run):
 
     def _say_missing(self, checkpoint: CheckpointReport) -> None:
         super()._say_missing(checkpoint)
+        self._names |= {layer.name for layer in checkpoint.layers}
         checks = [(layer.name, layer.check) for layer in checkpoint.layers if layer.check]
         if checkpoint.check:
             checks.append(("all layers", checkpoint.check))

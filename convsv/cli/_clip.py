@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from convsv.cli._analyst import Analyst
+from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
-from convsv.cli._run import Begun, Paths, Run, counted
+from convsv.cli._run import Begun, Run, counted
 from convsv.cli._screen import Screen
 from convsv.cli._task import Task
 from convsv.cli.options import parse_memory
@@ -104,23 +105,27 @@ class _ClipRun(Run):
         self._plan = self._planned()
         return super().code()
 
-    def _paths(self) -> Paths:
+    def _paths(self) -> Inputs:
         """Return the one checkpoint that the path names.
 
         Raises:
-            UsageError: it is a folder of several.
+            UsageError: it is a folder of several, or a list.
         """
         found = super()._paths()
-        if len(found) > 1:
-            names = ", ".join(PurePath(str(path)).name for path, _ in found[:_SHOWN])
-            more = " ..." if len(found) > _SHOWN else ""
+        if found.several:
+            paths = [PurePath(str(path)).name for path, _ in found.known]
+            names = ", ".join(paths[:_SHOWN]) + (" ..." if len(paths) > _SHOWN else "")
             raise UsageError(
-                "holds several checkpoints",
+                "holds several checkpoints" if found.complete else "is a list, and one checkpoint is clipped at a time",
                 path=self._task.models.model[0],
-                found=names + more,
-                advice="name one of them",
+                found=names or None,
+                advice="name one of them" if found.complete else "give the checkpoint's name",
             )
         return found
+
+    def _keeps(self, outputs: Outputs) -> bool:
+        """Keep the one checkpoint there is."""
+        return True
 
     def _planned(self) -> ClipPlan:
         """Return what to do with each layer.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 
 from convsv.cli._analyst import Analyst
+from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._run import Run, counted
 from convsv.cli._screen import Screen, exit_code, worst
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["run_compare"]
 
 _CHANGED = 1
+_MOST_FILES = 1 << 16
 _SHOWN = 10
 
 
@@ -91,7 +93,6 @@ class _CompareRun(Run):
         task = self._task
         head = Report(task.command, settings_of(task))
         outputs = Outputs(head, task.output, Spectra())
-        self._refuse_overwriting()
         sides = self._sides()
         if len(sides) < 2 and worst(*self._codes) == 0:
             found = f"{counted(len(sides), 'checkpoint')}"
@@ -114,16 +115,17 @@ class _CompareRun(Run):
 
     # ---------------------------------------------------------------------------------------------------------- reading
 
-    def _refuse_overwriting(self) -> None:
-        """Refuse to write over what is read.
+    def _paths(self) -> Inputs:
+        """Return each checkpoint or report.
 
         Raises:
             UsageError: an output is one of the inputs.
         """
-        inputs = {os.path.realpath(path) for path in self._task.models.model}
-        for target in self._task.output.output:
-            if os.path.realpath(target) in inputs:
-                raise UsageError("is to be read and written", path=target, advice="give the output another name")
+        paths = Inputs(self._task.models.model, self._failed, looks_like_report)
+        paths.protect(self._task.output.output)
+        if paths.several:
+            _allow_many_files()
+        return paths
 
     def _sides(self) -> list[_Side]:
         """Return every checkpoint that could be read, in order; say which could not."""
@@ -236,6 +238,17 @@ class _CompareRun(Run):
         if len(comparison.happened) > _SHOWN:
             self._screen.verdict(f"and {len(comparison.happened) - _SHOWN} more; see the report")
         self._codes += [_CHANGED] if comparison.happened else []
+
+
+def _allow_many_files() -> None:
+    """Let this process have as many files open as the system allows it: all versions are compared layer by layer."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _write(outputs: Outputs, report: Report) -> None:

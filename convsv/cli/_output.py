@@ -17,7 +17,7 @@ from convsv.cli._screen import close_standard_output
 from convsv.cli.options import Output, Spectra
 from convsv.errors import OutputError, UsageError
 from convsv.files import replacing
-from convsv.reports import Sink, Style, format_names, format_of, open_sink, replay
+from convsv.reports import WRITERS, Sink, Style, format_names, format_of, open_sink, replay
 from convsv.reports._sort import sort_column, sort_report
 from convsv.reports.arrays import ArrayFile, suffix_of
 from convsv.results import CheckpointReport, LayerReport, Report, Spectrum
@@ -162,6 +162,13 @@ class Outputs:
     def unread(self) -> bool:
         """Whether nobody takes results any more: standard output is closed and nothing else was asked for."""
         return all(guarded.closed for guarded in self._guarded)
+
+    @property
+    def streams(self) -> bool:
+        """Whether nobody needs earlier layers in the end: every report is one of rows, in the order they come."""
+        kinds = [*self._formats, *([] if self._format == SILENT else [self._format])]
+        known = all(kind in WRITERS and WRITERS[kind].streams for kind in kinds)
+        return known and not self._column and not self._summary
 
     @property
     def errors(self) -> list[OutputError]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import typer
 
 from convsv.cli._analyst import Analyst, analyst_of
+from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Begun", "Run", "counted", "run"]
 
 Find: TypeAlias = "Callable[[str], tuple[CheckpointReport, tuple[ConvLayer, ...]]]"
-Paths: TypeAlias = "list[tuple[str | None, CheckpointReport]]"
 
 _HASHED_BY_LAYERS = 64 << 20
 """``layers`` promises to read headers only: larger files go without a hash there."""
@@ -102,9 +102,9 @@ class Run:
         outputs = self._outputs(head)
         sources = sources_of(self._task.geometry)
         paths = self._paths()
-        _refuse_overwriting(paths, self._task)
+        paths.protect(_written(self._task))
         _refuse_sidecar(paths, self._task)
-        if worst(*self._codes) == _USAGE and not any(path for path, _ in paths):
+        if worst(*self._codes) == _USAGE and paths.complete and not any(path for path, _ in paths.known):
             return _USAGE
         analyst, computed = self._analyst()
         head = replace(head, settings={**head.settings, **computed})
@@ -119,7 +119,7 @@ class Run:
             self._screen.error(error)
             self._codes.append(exit_code(error))
         # After the results: on a terminal both streams are one. Without a reader they ended early, and so do counts.
-        for checkpoint in self._done:
+        for checkpoint in self._done if self._keeps(outputs) else ():
             self._say_missing(checkpoint)
         if not unread:
             self._say_assumed()
@@ -130,17 +130,15 @@ class Run:
         task = self._task
         return Outputs(head, task.output, task.spectra, summary=task.summary, named=task.named)
 
-    def _paths(self) -> Paths:
+    def _paths(self) -> Inputs:
         """Return each checkpoint with its path, or with None where it is already known that there is none."""
-        found: Paths = []
-        for model in self._task.models.model:
-            try:
-                found += [(path, CheckpointReport(path, "")) for path in _expanded(model)]
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
-                found.append((None, self._failed(CheckpointReport(model, ""), error)))
-        return found
+        return Inputs(self._task.models.model, self._failed)
 
-    def _all(self, paths: Paths, sources: GeometryOptions, analyst: Analyst, outputs: Outputs) -> bool:
+    def _keeps(self, outputs: Outputs) -> bool:
+        """Tell whether layers are needed when all is done; what nobody needs is let go checkpoint by checkpoint."""
+        return not outputs.streams
+
+    def _all(self, paths: Inputs, sources: GeometryOptions, analyst: Analyst, outputs: Outputs) -> bool:
         """Report on every checkpoint; return whether an interrupt ended it early."""
         if not outputs.rows_on_terminal:
             self._screen.start()
@@ -155,7 +153,7 @@ class Run:
             self._screen.stop()
         return False
 
-    def _each(self, paths: Paths, find: Find, analyst: Analyst, outputs: Outputs) -> None:
+    def _each(self, paths: Inputs, find: Find, analyst: Analyst, outputs: Outputs) -> None:
         """Report on every checkpoint in order; as many as pay are begun before their turn."""
         waiting: deque[Begun] = deque()
         for path, blank in paths:
@@ -198,8 +196,11 @@ class Run:
             known = self._failed(known, error)
         complete = replace(known, layers=tuple(layers))
         with uninterrupted(), self._screen.paused():
-            self._done.append(complete)
             outputs.checkpoint(complete)
+            if self._keeps(outputs):
+                self._done.append(complete)
+            else:
+                self._say_missing(complete)
         if interrupt:
             raise interrupt
 
@@ -323,39 +324,17 @@ def _size(checkpoint: Checkpoint) -> tuple[bool, bool]:
     return large, large and checkpoint.byte_size > _HOLES * checkpoint.stored_size
 
 
-def _expanded(model: str) -> tuple[str, ...]:
-    """Return the checkpoints that a path names.
-
-    Raises:
-        UsageError: there is no such file.
-        CheckpointError: a folder holds none.
-    """
-    from convsv.checkpoints import find_checkpoints
-
-    if not Path(model).exists():
-        raise UsageError("no such file", path=model)
-    # A file is called what the user calls it: Path would take "./" away.
-    return tuple(map(str, find_checkpoints(model))) if Path(model).is_dir() else (model,)
-
-
 def counted(number: int, what: str) -> str:
     """Return a number of things in words."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def _refuse_overwriting(paths: Paths, task: Task) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        UsageError: an output is one of the checkpoints.
-    """
-    inputs = {os.path.realpath(path) for path, _ in paths if path}
-    for target in (*task.output.output, *(str(path) for path in (task.spectra.spectra, task.sidecar) if path)):
-        if os.path.realpath(target) in inputs:
-            raise UsageError("is to be read and written", path=target, advice="give the output another name")
+def _written(task: Task) -> list[str]:
+    """Return the files that a task writes."""
+    return [*task.output.output, *(str(path) for path in (task.spectra.spectra, task.sidecar) if path)]
 
 
-def _refuse_sidecar(paths: Paths, task: Task) -> None:
+def _refuse_sidecar(paths: Inputs, task: Task) -> None:
     """Refuse to write a geometry file over something, or about several checkpoints.
 
     Raises:
@@ -364,7 +343,8 @@ def _refuse_sidecar(paths: Paths, task: Task) -> None:
     target = task.sidecar
     if target is None:
         return
-    if len(paths) > 1:
-        raise UsageError("--write-geometry is about one checkpoint", found=f"{len(paths)}")
+    if paths.several:
+        found = f"{len(paths.known)}" if paths.complete else "a list"
+        raise UsageError("--write-geometry is about one checkpoint", found=found)
     if os.path.lexists(target) and not task.force:
         raise UsageError("is there already", path=str(target), advice="give another name, or --force to replace it")

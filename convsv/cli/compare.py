@@ -38,7 +38,8 @@ class Versions(Models):
         typer.Argument(
             metavar="OLD NEW",
             callback=_versions,
-            help="Checkpoints, or JSON reports of them, in their order: two or more.",
+            help="Checkpoints, or JSON reports of them, in their order: two or more. Also folders, patterns "
+            "('run/*.pt', quoted), or - for a list on standard input.",
             show_default=False,
         ),
     ]

@@ -158,7 +158,8 @@ class Models:
         typer.Argument(
             metavar="MODEL",
             callback=_readable,
-            help="Checkpoints: PyTorch, safetensors (file or index), Keras or ONNX files, or folders of them.",
+            help="Checkpoints: PyTorch, safetensors (file or index), Keras or ONNX files, folders of them, patterns "
+            "('run/**/*.pt', quoted), or - for a list of names on standard input.",
             show_default=False,
         ),
     ]

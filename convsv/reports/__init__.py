@@ -77,11 +77,13 @@ class Writer:
         make: makes the sink.
         suffixes: file suffixes that stand for it.
         commands: the commands it can write reports of; empty for all.
+        streams: its sinks write rows as they come, and look at no layer again when the report ends.
     """
 
     make: MakeSink
     suffixes: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    streams: bool = False
 
     def writes(self, command: str) -> bool:
         """Tell whether it can write reports of a command."""
@@ -92,17 +94,20 @@ WRITERS: Registry[Writer] = Registry("format", "convsv.reports")
 """All writers by the name of their format."""
 
 
-def writer(name: str, *suffixes: str, commands: tuple[str, ...] = ()) -> Callable[[MakeSink], MakeSink]:
+def writer(
+    name: str, *suffixes: str, commands: tuple[str, ...] = (), streams: bool = False
+) -> Callable[[MakeSink], MakeSink]:
     """Return a decorator that registers a sink's maker as the writer of a format.
 
     Args:
         name: the format.
         suffixes: file suffixes that stand for it.
         commands: the commands it can write reports of; empty for all.
+        streams: its sinks write rows as they come, and look at no layer again when the report ends.
     """
 
     def register(make: MakeSink) -> MakeSink:
-        WRITERS.add(name, Writer(make, suffixes, commands))
+        WRITERS.add(name, Writer(make, suffixes, commands, streams))
         return make
 
     return register

@@ -28,6 +28,7 @@ from convsv.results import (
 
 __all__ = [
     "SCHEMA",
+    "Tally",
     "change_object",
     "checkpoint_object",
     "head_object",
@@ -77,17 +78,31 @@ def report_object(report: Report, *, values: bool = False, summary: bool = False
     return whole
 
 
-def summary_object(report: Report, *, summary: bool = False) -> Object:
-    """Return the last object of a JSON Lines report: its head, its counts and the problems of its checkpoints."""
-    layers = [layer for checkpoint in report.checkpoints for layer in checkpoint.layers]
-    counted = head_object(report)
-    counted["checkpoints"] = [
-        {**checkpoint_object(c), "problems": list(c.problems), **_gate_object(c), "layers": len(c.layers)}
-        for c in report.checkpoints
-    ]
-    counted["layers"] = len(layers)
-    counted["unavailable"] = sum(len(layer.unavailable) for layer in layers)
-    counted["assumed"] = sum(len(assumed(layer)) for layer in layers)
+class Tally:
+    """The counts that end a JSON Lines report, taken checkpoint by checkpoint; of layers nothing else is kept."""
+
+    def __init__(self) -> None:
+        self.counts: Object = {"checkpoints": [], "layers": 0, "unavailable": 0, "assumed": 0}
+
+    def add(self, checkpoint: CheckpointReport) -> None:
+        """Count a checkpoint that is complete, or could not be read."""
+        c = checkpoint
+        entry = {**checkpoint_object(c), "problems": list(c.problems), **_gate_object(c), "layers": len(c.layers)}
+        self.counts["checkpoints"].append(entry)
+        self.counts["layers"] += len(c.layers)
+        self.counts["unavailable"] += sum(len(layer.unavailable) for layer in c.layers)
+        self.counts["assumed"] += sum(len(assumed(layer)) for layer in c.layers)
+
+
+def summary_object(report: Report, tally: Tally, *, summary: bool = False) -> Object:
+    """Return the last object of a JSON Lines report: its head, its counts and the problems of its checkpoints.
+
+    Args:
+        report: the report; its layers are looked at for the summary of the bounds only.
+        tally: the counts.
+        summary: include the summary of the bounds over all layers.
+    """
+    counted = {**head_object(report), **tally.counts}
     if report.comparison is not None:
         counted["comparison"] = _comparison(report.comparison)
     if summary:

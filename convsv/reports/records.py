@@ -22,7 +22,14 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from convsv.reports import Sink, Style, writer
-from convsv.reports._objects import change_object, checkpoint_object, layer_object, report_object, summary_object
+from convsv.reports._objects import (
+    Tally,
+    change_object,
+    checkpoint_object,
+    layer_object,
+    report_object,
+    summary_object,
+)
 from convsv.reports._summary import BoundSummary, summarise
 from convsv.reports._text import to_csv, to_tsv, visible
 from convsv.results import CheckpointReport, LayerChange, LayerReport, Reached, Report, Step
@@ -61,6 +68,7 @@ def json_sink(out: TextIO, head: Report, style: Style) -> Sink:
 class _JsonLines:
     def __init__(self, out: TextIO, style: Style) -> None:
         self._out, self._style = out, style
+        self._tally = Tally()
 
     def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
         row = {"checkpoint": checkpoint_object(checkpoint), **layer_object(layer, values=self._style.values)}
@@ -68,13 +76,14 @@ class _JsonLines:
         self._out.flush()
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
-        """Nothing: the last line tells of checkpoints."""
+        """Count it: the last line tells of checkpoints."""
+        self._tally.add(checkpoint)
 
     def end(self, report: Report) -> None:
-        self._out.write(_json({"summary": summary_object(report, summary=self._style.summary)}))
+        self._out.write(_json({"summary": summary_object(report, self._tally, summary=self._style.summary)}))
 
 
-@writer("jsonl", ".jsonl")
+@writer("jsonl", ".jsonl", streams=True)
 def jsonl_sink(out: TextIO, head: Report, style: Style) -> Sink:
     """Return a sink that writes one JSON object a layer as soon as it is known, and a summary as the last."""
     return _JsonLines(out, style)
@@ -244,6 +253,10 @@ class _Dialect:
     guard: Callable[[str], str]
 
 
+_MOST_WAITING = 1000
+"""Rows that wait for the columns of later ones; what comes later still goes into their notes."""
+
+
 class _Rows:
     """A header line and rows, written as soon as all columns are known."""
 
@@ -261,7 +274,7 @@ class _Rows:
             return
         self._awaited -= set(layer.results)
         self._waiting += flat_layers(self._head.command, checkpoint, layer)
-        if self._streams and not self._awaited:
+        if (self._streams and not self._awaited) or len(self._waiting) >= _MOST_WAITING:
             self._flush()
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
@@ -304,7 +317,7 @@ def _with_found(known: tuple[str, ...], rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(listed)
 
 
-@writer("csv", ".csv")
+@writer("csv", ".csv", streams=True)
 def csv_sink(out: TextIO, head: Report, style: Style) -> Sink:
     """Return a sink for RFC 4180 rows under a header line, for spreadsheets and data frames."""
 
@@ -320,7 +333,7 @@ def csv_sink(out: TextIO, head: Report, style: Style) -> Sink:
     return _Rows(_Dialect(out, write, guard), head, style)
 
 
-@writer("tsv", ".tsv")
+@writer("tsv", ".tsv", streams=True)
 def tsv_sink(out: TextIO, head: Report, style: Style) -> Sink:
     """Return a sink for tab-separated lines under a header line, for ``cut``, ``sort`` and ``awk``."""
     return _Rows(_Dialect(out, lambda row: out.write("\t".join(row) + "\n"), to_tsv), head, style)
