@@ -11,7 +11,7 @@ from torch import Tensor
 from convsv.golub_kahan import LanczosOptions, leading_singular_values
 from convsv.rounding import DOUBLE, Precision, eigenvalue_upper, gamma
 
-__all__ = ["norm_lower", "norm_upper"]
+__all__ = ["leading_rows", "norm_lower", "norm_upper", "short_side"]
 
 _DIRECT = 192
 """Rows up to which all eigenvalues of the Gram matrix cost less than a Lanczos iteration."""
@@ -35,7 +35,7 @@ def norm_upper(matrices: Tensor) -> Tensor:
     Raises:
         ComputationError: an entry is not finite.
     """
-    short = _short(matrices)
+    short = short_side(matrices)
     gram = short @ short.mT
     estimate = torch.linalg.eigvalsh(gram)[:, -1] if short.shape[1] <= _DIRECT else _leading(short)[0].square()
     frobenius = gram.diagonal(dim1=-2, dim2=-1).sum(-1) * (1 + 2 * gamma(short.shape[1] * short.shape[2] + 8))
@@ -55,9 +55,9 @@ def norm_lower(matrices: Tensor) -> Tensor:
     Returns:
         ``(B,)``, not negative.
     """
-    short = _short(matrices)
+    short = short_side(matrices)
     rows, columns = short.shape[1:]
-    vectors = torch.linalg.eigh(short @ short.mT)[1][..., -1] if rows <= _DIRECT else _leading(short)[1]
+    vectors = leading_rows(short)
     image = (short.mT @ vectors[..., None])[..., 0]
     lengths = torch.linalg.vector_norm(vectors, dim=-1) * (1 + gamma(rows + 8))
     frobenius = torch.linalg.matrix_norm(short) * (1 + gamma(rows * columns + 8))
@@ -65,6 +65,13 @@ def norm_lower(matrices: Tensor) -> Tensor:
     wrong = Precision.of(short).inner(rows) * frobenius * (1 + 2 * gamma(rows + 8))
     lower: Tensor = quotient * (1 - 8 * DOUBLE) - wrong * (1 + 8 * DOUBLE) - _UNDERFLOW
     return lower.clamp(min=0)
+
+
+def leading_rows(short: Tensor) -> Tensor:
+    """Return near-leading left singular vectors ``(B, m)`` of matrices ``(B, m, n)`` with m <= n, as computed."""
+    rows = short.shape[1]
+    vectors: Tensor = torch.linalg.eigh(short @ short.mT)[1][..., -1] if rows <= _DIRECT else _leading(short)[1]
+    return vectors
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,8 @@ class _Matrix:
         return y @ self.matrix
 
 
-def _short(matrices: Tensor) -> Tensor:
+def short_side(matrices: Tensor) -> Tensor:
+    """Return matrices ``(B, m, n)`` with m <= n, transposed if need be: the norms are the same."""
     return matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
 
 

@@ -14,7 +14,7 @@ from convsv.bounds._grids import energy_suprema, transposed_if_tall
 from convsv.bounds._norms import norm_lower, norm_upper
 from convsv.rounding import above, below, gamma
 
-__all__ = ["frobenius", "frobenius_lower", "l1_linf", "one_tap", "tap_sum"]
+__all__ = ["frobenius", "frobenius_lower", "l1_linf", "one_tap", "schur_products", "tap_matrices", "tap_sum"]
 
 _HORN_JOHNSON = "R. Horn, C. Johnson: Matrix Analysis, Cambridge University Press, 2nd ed. 2013"
 
@@ -64,10 +64,9 @@ def frobenius_lower(problem: Problem) -> float:
 )
 def l1_linf(problem: Problem) -> float:
     """sqrt(max_i sum_jk |K_ijk| * max_j sum_ik |K_ijk|): Schur's test, Young's inequality for one channel."""
-    magnitudes = problem.form.kernel.abs().flatten(3).sum(-1)
     terms = math.prod(problem.form.kernel.shape[1:])
-    product = (magnitudes.sum(2).amax(1) * magnitudes.sum(1).amax(1)).amax()
-    return above(math.sqrt(float(product)) * (1 + gamma(terms + 4)), 4)
+    product = float(schur_products(problem.form.kernel).max())
+    return above(math.sqrt(product) * (1 + gamma(terms + 4)), 4)
 
 
 @bound(
@@ -82,7 +81,7 @@ def l1_linf(problem: Problem) -> float:
 def tap_sum(problem: Problem) -> float:
     """sum_k ||K_k||_2: a convolution is a sum of shifts, each times the matrix of one tap."""
     kernel = problem.form.kernel
-    sums = norm_upper(_taps(kernel)).reshape(kernel.shape[0], -1).sum(1)
+    sums = norm_upper(tap_matrices(kernel)).reshape(kernel.shape[0], -1).sum(1)
     return above(float(sums.max()) * (1 + gamma(math.prod(kernel.shape[3:]))), 2)
 
 
@@ -96,10 +95,21 @@ def tap_sum(problem: Problem) -> float:
 )
 def one_tap(problem: Problem) -> float:
     """max_k ||K_k||_2: the tap K_k is the mean of F(w) exp(-i k.w) over all frequencies."""
-    return float(norm_lower(_taps(problem.form.kernel)).max())
+    return float(norm_lower(tap_matrices(problem.form.kernel)).max())
 
 
-def _taps(kernel: Tensor) -> Tensor:
+def schur_products(kernel: Tensor) -> Tensor:
+    """Return the product of the largest row sum and the largest column sum of magnitudes of each group, ``(G,)``.
+
+    Args:
+        kernel: ``(G, O, I, *K)``.
+    """
+    magnitudes = kernel.abs().flatten(3).sum(-1)
+    product: Tensor = magnitudes.sum(2).amax(1) * magnitudes.sum(1).amax(1)
+    return product
+
+
+def tap_matrices(kernel: Tensor) -> Tensor:
     """Return the matrices of all taps, ``(G * prod(K), O, I)``."""
     outputs, inputs = kernel.shape[1:3]
     return kernel.flatten(3).permute(0, 3, 1, 2).reshape(-1, outputs, inputs)

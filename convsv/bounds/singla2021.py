@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,39 @@ from convsv.bounds import Problem, bound
 from convsv.bounds._norms import norm_upper
 from convsv.rounding import above
 
-__all__ = ["singla2021", "singla2021_r", "singla2021_s", "singla2021_t", "singla2021_u", "unfolding_bounds"]
+__all__ = [
+    "singla2021",
+    "singla2021_r",
+    "singla2021_s",
+    "singla2021_t",
+    "singla2021_u",
+    "unfolding_bounds",
+    "unfoldings",
+]
 
 _REFERENCE = (
     "S. Singla, S. Feizi: Fantastic Four: Differentiable Bounds on Singular Values of Convolution Layers, ICLR 2021"
 )
 
 
-def unfolding_bounds(kernel: Tensor, axes: Sequence[int]) -> Tensor:
+def unfoldings(dims: int) -> dict[str, list[tuple[int, ...]]]:
+    """Return which spatial axes each of the bounds puts into the rows; more than one choice: the least counts.
+
+    Args:
+        dims: number of spatial axes.
+    """
+    spatial = range(dims)
+    every = [rows for count in range(dims + 1) for rows in itertools.combinations(spatial, count)]
+    return {
+        "singla2021": every,
+        "singla2021_r": [tuple(spatial[:-1])],
+        "singla2021_s": [(dims - 1,)],
+        "singla2021_t": [()],
+        "singla2021_u": [tuple(spatial)],
+    }
+
+
+def unfolding_bounds(kernel: Tensor, axes: Sequence[int], norms: Callable[[Tensor], Tensor] = norm_upper) -> Tensor:
     """Return sqrt(prod K) times the norm of the kernel with some spatial axes in the rows, the others in the columns.
 
     u^T F(w) v is the tensor K applied to u, v and one vector of phases an axis, of length sqrt(k_i). Whatever is
@@ -29,15 +54,16 @@ def unfolding_bounds(kernel: Tensor, axes: Sequence[int]) -> Tensor:
     Args:
         kernel: ``(G, O, I, *K)`` float64, entries at most 1 in magnitude.
         axes: the spatial axes in the rows, counted from 0.
+        norms: spectral norms ``(G,)`` of matrices ``(G, m, n)``.
 
     Returns:
-        ``(G,)``, certified upper bounds.
+        ``(G,)``, upper bounds; certified where ``norms`` is.
     """
     dims = kernel.ndim - 3
     rows = [1, *(axis + 3 for axis in axes)]
     columns = [2, *(axis + 3 for axis in range(dims) if axis not in axes)]
     unfolded = kernel.permute(0, *rows, *columns).flatten(1, len(rows)).flatten(2)
-    return norm_upper(unfolded) * above(math.sqrt(math.prod(kernel.shape[3:])), 3)
+    return norms(unfolded) * above(math.sqrt(math.prod(kernel.shape[3:])), 3)
 
 
 @bound(
@@ -50,11 +76,7 @@ def unfolding_bounds(kernel: Tensor, axes: Sequence[int]) -> Tensor:
 )
 def singla2021(problem: Problem) -> float:
     """The least of all unfoldings: R, S, T and U; in 3-d eight. The paper's code estimates it by power iteration."""
-    kernel = problem.form.kernel
-    spatial = range(kernel.ndim - 3)
-    unfoldings = [rows for count in range(len(spatial) + 1) for rows in itertools.combinations(spatial, count)]
-    least = torch.stack([unfolding_bounds(kernel, rows) for rows in unfoldings]).amin(0)
-    return _largest(least)
+    return _least("singla2021", problem.form.kernel)
 
 
 @bound(
@@ -67,7 +89,7 @@ def singla2021(problem: Problem) -> float:
 )
 def singla2021_r(problem: Problem) -> float:
     """sqrt(kh kw) ||K as (c_out kh) x (c_in kw)||; every axis but the last in the rows."""
-    return _largest(unfolding_bounds(problem.form.kernel, range(problem.form.kernel.ndim - 4)))
+    return _least("singla2021_r", problem.form.kernel)
 
 
 @bound(
@@ -80,7 +102,7 @@ def singla2021_r(problem: Problem) -> float:
 )
 def singla2021_s(problem: Problem) -> float:
     """sqrt(kh kw) ||K as (c_out kw) x (c_in kh)||; the last axis in the rows."""
-    return _largest(unfolding_bounds(problem.form.kernel, [problem.form.kernel.ndim - 4]))
+    return _least("singla2021_s", problem.form.kernel)
 
 
 @bound(
@@ -93,7 +115,7 @@ def singla2021_s(problem: Problem) -> float:
 )
 def singla2021_t(problem: Problem) -> float:
     """sqrt(kh kw) ||K as c_out x (c_in kh kw)||: Miyato's matrix, made an upper bound."""
-    return _largest(unfolding_bounds(problem.form.kernel, []))
+    return _least("singla2021_t", problem.form.kernel)
 
 
 @bound(
@@ -106,8 +128,10 @@ def singla2021_t(problem: Problem) -> float:
 )
 def singla2021_u(problem: Problem) -> float:
     """sqrt(kh kw) ||K as (c_out kh kw) x c_in||; every axis in the rows."""
-    return _largest(unfolding_bounds(problem.form.kernel, range(problem.form.kernel.ndim - 3)))
+    return _least("singla2021_u", problem.form.kernel)
 
 
-def _largest(groups: Tensor) -> float:
-    return above(float(groups.max()), 2)
+def _least(name: str, kernel: Tensor) -> float:
+    """Return the least of a bound's unfoldings in each group, and of that the largest over the groups."""
+    values = torch.stack([unfolding_bounds(kernel, rows) for rows in unfoldings(kernel.ndim - 3)[name]])
+    return above(float(values.amin(0).max()), 2)

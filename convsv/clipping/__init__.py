@@ -32,7 +32,7 @@ from convsv.execution import Execution, full_precision, one_thread_a_call
 from convsv.layer import ConvLayer
 from convsv.results import Interval, Reached
 
-__all__ = ["METHODS", "OPERATORS", "ClipOptions", "Clipped", "Judge", "clip_layer"]
+__all__ = ["METHODS", "OPERATORS", "ClipOptions", "Clipped", "Judge", "Kernel", "clip_layer"]
 
 Judge: TypeAlias = Callable[[Kernel], Interval]
 """Canonical kernel ``(G, O, I, *K)`` -> certified interval of the norm that is meant."""

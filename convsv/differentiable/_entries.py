@@ -1,0 +1,77 @@
+"""Which bounds have a gradient: the registry, and why the others have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from convsv.bounds import BOUNDS, Problem, Scope
+from convsv.registry import Registry
+from convsv.results import Side
+
+__all__ = ["GRADIENTS", "NORM", "WITHOUT_GRADIENT", "Compute", "Gradient", "gradient"]
+
+NORM = "norm"
+"""The name of the size-free norm itself, beside those of the bounds."""
+
+_ITERATE = (
+    "what a few rounds of power iteration reach from a random start: the value moves with the start and the number of "
+    "rounds, and converged it is the norm, whose gradient `norm` has"
+)
+WITHOUT_GRADIENT: Mapping[str, str] = {
+    "bloch": "its test wave is found by a search that the value does not depend on smoothly; `norm` has the gradient",
+    "boroojeny2024": _ITERATE,
+    "farnia2019": _ITERATE,
+    "gouk2018": _ITERATE,
+    "ryu2019": _ITERATE,
+}
+"""Bounds of the catalogue that are not differentiable, and why."""
+
+Compute: TypeAlias = Callable[[Problem], Tensor]
+"""Computes a bound of the scaled kernel as a scalar tensor, with a gradient in ``Problem.kernel`` and ``.form``."""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A bound as a differentiable function.
+
+    Attributes:
+        name: as in :data:`convsv.bounds.BOUNDS`, or one of those that are here only.
+        side: the side of the norm on which it lies; ``"norm"`` itself is approached from below.
+        holds_for: the operators it is about, a key of :data:`convsv.bounds.SCOPES`.
+        compute: does it.
+    """
+
+    name: str
+    side: Side
+    holds_for: Scope
+    compute: Compute
+
+
+GRADIENTS: Registry[Gradient] = Registry("differentiable bound", "convsv.differentiable")
+"""All differentiable bounds by name."""
+
+
+def gradient(
+    name: str, *, side: Side | Literal["of the bound"] = "of the bound", holds_for: Scope = "any size"
+) -> Callable[[Compute], Compute]:
+    """Return a decorator that registers a function as the differentiable form of the bound ``name``.
+
+    Args:
+        name: of the bound.
+        side: told here for what the catalogue of bounds does not have.
+        holds_for: the same.
+    """
+
+    def register(compute: Compute) -> Compute:
+        if side == "of the bound":
+            entry = BOUNDS[name]
+            GRADIENTS.add(name, Gradient(name, entry.side, entry.holds_for, compute))
+        else:
+            GRADIENTS.add(name, Gradient(name, side, holds_for, compute))
+        return compute
+
+    return register
