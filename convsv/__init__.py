@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convsv.api import analyze, bounds, clip, operator_norm, spectrum
+    from convsv.api import analyze, bounds, clip, network_bound, operator_norm, spectrum
     from convsv.checkpoints import open_checkpoint
     from convsv.checkpoints.discovery import find_layers
     from convsv.editing import clip_checkpoint
@@ -26,6 +26,7 @@ __all__ = [
     "clip",
     "clip_checkpoint",
     "find_layers",
+    "network_bound",
     "open_checkpoint",
     "operator_norm",
     "spectrum",
@@ -39,6 +40,7 @@ _HOMES = {
     "clip": "convsv.api",
     "clip_checkpoint": "convsv.editing",
     "find_layers": "convsv.checkpoints.discovery",
+    "network_bound": "convsv.api",
     "open_checkpoint": "convsv.checkpoints",
     "operator_norm": "convsv.api",
     "spectrum": "convsv.api",

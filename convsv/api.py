@@ -22,13 +22,15 @@ from convsv.errors import GeometryError, UnavailableError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts, Origin, resolve
 from convsv.layer import ConvLayer, from_canonical
-from convsv.results import Bound, Interval, LayerReport, Spectrum, Unavailable
+from convsv.results import Bound, Interval, LayerReport, NetworkBound, Spectrum, Unavailable
 from convsv.spectra import DEFAULT, SPECTRA, SpectrumOptions
 
 if TYPE_CHECKING:
+    from convsv.graph import Network
+
     Kernel: TypeAlias = "torch.Tensor" | NDArray[Any]
 
-__all__ = ["analyze", "bounds", "clip", "layer_of", "operator_norm", "spectrum"]
+__all__ = ["analyze", "bounds", "clip", "layer_of", "network_bound", "operator_norm", "spectrum"]
 
 
 def layer_of(
@@ -242,3 +244,41 @@ def analyze(
         chosen = cast("Iterable[ConvLayer]", layers)
     options = AnalysisOptions(tuple(methods), tol=tol, values=values, spectra=spectra)
     return [analyze_layer(layer, options) for layer in chosen]
+
+
+def network_bound(
+    network: torch.nn.Module | Network,
+    *inputs: torch.Tensor | Sequence[int],
+    output: str | None = None,
+    tol: float = 1e-3,
+) -> NetworkBound:
+    """Return a certified Lipschitz constant of a whole network in inference, and each operation's part in it.
+
+    Args:
+        network: a PyTorch model, or a graph.
+        inputs: for a model, the positional arguments of its ``forward`` for a batch of one, or their shapes: it is run
+            once to see what it does. Nothing it does may depend on the values of its input but through torch.
+        output: name of an output: a place in what the model returns (``"0"``), a key, an output of the graph, or any
+            operation; the first output when None.
+        tol: wanted relative width of the certified norm of each layer.
+
+    Returns:
+        ``upper`` with ``||f(x) - f(y)|| <= upper ||x - y||`` for all inputs x and y, in the Euclidean norm of all
+        entries together; None where some operation has no bound, which ``unavailable`` then names.
+
+    Raises:
+        UsageError: there is no such output, or a graph is given with inputs.
+        CheckpointError: a tensor could not be read.
+
+    Guarantee:
+        Certified, rounding included (see ``convsv.network``), for the real function that the network stands for.
+    """
+    from convsv.network.propagation import bound_network
+
+    if isinstance(network, torch.nn.Module):
+        from convsv.tracing import network_of
+
+        network = network_of(network, inputs)
+    elif inputs:
+        raise UsageError("a graph brings the shapes of its inputs", advice="leave the inputs out")
+    return bound_network(network, AnalysisOptions(tol=tol), output=output)

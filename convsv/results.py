@@ -27,6 +27,8 @@ __all__ = [
     "Interval",
     "LayerChange",
     "LayerReport",
+    "NetworkBound",
+    "OperationBound",
     "Reached",
     "Report",
     "Severity",
@@ -400,6 +402,63 @@ def _both_leaning_on(name: str, interval: Interval) -> Interval:
 
 
 @dataclass(frozen=True)
+class OperationBound:
+    """One operation of a network that the chosen output depends on.
+
+    Attributes:
+        name: the module's path, or the node's name; unlike any other's.
+        kind: which rule bounds it.
+        inputs: names of the operations or network inputs whose values it takes.
+        factor: its constant over that of its input; where several are joined, over the geometric mean of theirs, each
+            weighed by how much of the joined constant is due to it. None where there is none.
+        upper: certified constant of what it makes, from the network's input.
+        of: the operator that the factor is about, for instance ``"zeros 8x8"``.
+        through: by how many percent the network's bound falls if this factor falls by one.
+        share: its part of the logarithm of the network's bound; all parts add up to one. An estimate, for reading.
+        unavailable: why it has no bound, where the reason is its own.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    factor: float | None = None
+    upper: float | None = None
+    of: str = ""
+    through: float | None = None
+    share: float | None = None
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True)
+class NetworkBound:
+    """A Lipschitz constant of a network in inference, from l2 to l2: ``||f(x) - f(y)|| <= upper ||x - y||``.
+
+    It is about the real function that the network stands for, not about the rounding of its evaluation.
+
+    Attributes:
+        output: name of the chosen output.
+        upper: the constant, from all inputs together; None where there is none.
+        outputs: the constant of each output.
+        inputs: shape of each input for a batch of one, None where unknown.
+        operations: those that the output depends on, in order.
+        unavailable: why there is no constant.
+        failed: whether one exists and could not be computed.
+        notes: remarks on how the graph was read.
+        guarantee: what stands behind ``upper``.
+    """
+
+    output: str
+    upper: float | None
+    outputs: Mapping[str, float | None]
+    inputs: Mapping[str, tuple[int | None, ...] | None]
+    operations: tuple[OperationBound, ...] = ()
+    unavailable: str | None = None
+    failed: bool = False
+    notes: tuple[str, ...] = ()
+    guarantee: Guarantee = "certified"
+
+
+@dataclass(frozen=True)
 class CheckpointReport:
     """All layers of one checkpoint.
 
@@ -410,6 +469,7 @@ class CheckpointReport:
         problems: everything that was dropped, refused or doubtful, one line each.
         layers: one report a layer.
         check: what the gate says about all layers together, where that was asked for.
+        network: how much the whole network can stretch its input, where that was asked for.
         failed: whether reading it ended with an error, so that layers may be missing.
     """
 
@@ -420,6 +480,7 @@ class CheckpointReport:
     layers: tuple[LayerReport, ...] = ()
     check: Check | None = None
     failed: bool = False
+    network: NetworkBound | None = None
 
 
 @dataclass(frozen=True)

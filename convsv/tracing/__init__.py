@@ -26,9 +26,11 @@ from torch import nn
 
 from convsv.checkpoints.traced import Trace, TracedLayer
 from convsv.errors import UsageError
+from convsv.graph import Network
+from convsv.tracing.network import record_network
 from convsv.tracing.recorder import record
 
-__all__ = ["InputShape", "trace", "trace_model"]
+__all__ = ["InputShape", "network_of", "trace", "trace_model"]
 
 Build: TypeAlias = "Callable[[], nn.Module]"
 
@@ -85,6 +87,25 @@ def trace_model(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[Trace
         Exception: whatever the model raises.
     """
     return record(model, inputs)
+
+
+def network_of(model: nn.Module, inputs: Sequence[torch.Tensor | Sequence[int]]) -> Network:
+    """Run a model in inference mode and return its graph, whose constants are the model's own tensors.
+
+    Args:
+        model: it is left in training or inference mode as it was.
+        inputs: the positional arguments of its ``forward`` for a batch of one; a shape stands for zeros.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    first = next(model.parameters(), torch.zeros(()))
+    floating = first.dtype if first.dtype.is_floating_point else torch.float32
+    given = [
+        one if isinstance(one, torch.Tensor) else torch.zeros(tuple(one), dtype=floating, device=first.device)
+        for one in inputs
+    ]
+    return record_network(model, given, values=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- building

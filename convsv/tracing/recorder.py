@@ -23,21 +23,21 @@ from convsv.checkpoints import Normalisation
 from convsv.checkpoints.traced import TracedLayer
 from convsv.geometry import GeometryFacts
 
-__all__ = ["record"]
+__all__ = ["CONVOLUTIONS", "DEFAULTS", "TRANSPOSED", "ByTensor", "amounts_of", "axes_of", "eagerly", "record"]
 
 Pairs: TypeAlias = "tuple[tuple[int, int], ...]"
 T = TypeVar("T")
 
 _FORWARD = "input weight bias stride padding dilation groups"
-_TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
+TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
 _GENERAL = "input weight bias stride padding dilation transposed output_padding groups"
-_CONVOLUTIONS: Mapping[Any, str] = {
+CONVOLUTIONS: Mapping[Any, str] = {
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _FORWARD),
-    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _TRANSPOSED),
+    **dict.fromkeys((torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), TRANSPOSED),
     **dict.fromkeys((torch.convolution, torch._convolution), _GENERAL),
 }
 """The functions that convolve, and the names of their parameters in order."""
-_DEFAULTS: Mapping[str, Any] = {
+DEFAULTS: Mapping[str, Any] = {
     "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "output_padding": 0, "transposed": False
 }  # fmt: skip
 _PAD_MODES = {"constant": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
@@ -58,13 +58,14 @@ def record(model: nn.Module, inputs: Sequence[torch.Tensor]) -> tuple[TracedLaye
         Exception: whatever the model raises.
     """
     watcher = _Watcher(model.eval())
-    with _eagerly(), torch.no_grad(), watcher.modules(), watcher:
+    with eagerly(), torch.no_grad(), watcher.modules(), watcher:
         model(*inputs)
     return watcher.layers()
 
 
 @contextmanager
-def _eagerly() -> Iterator[None]:
+def eagerly() -> Iterator[None]:
+    """Let compiled parts of a model run as they are written."""
     # Compiled parts would hide their calls, and compiling takes longer than running.
     set_stance = getattr(torch.compiler, "set_stance", None)
     with set_stance("force_eager") if set_stance else ExitStack():
@@ -102,7 +103,7 @@ class _Output:
     taken: int = 0
 
 
-class _ByTensor(Generic[T]):
+class ByTensor(Generic[T]):
     """What is known of live tensors, by identity; it keeps none of them alive."""
 
     def __init__(self) -> None:
@@ -112,6 +113,7 @@ class _ByTensor(Generic[T]):
         self._known[id(tensor)] = (weakref.ref(tensor), value)
 
     def get(self, tensor: object) -> T | None:
+        """Return what is known of a tensor."""
         reference, value = self._known.get(id(tensor), (None, None))
         return value if reference is not None and reference() is tensor else None
 
@@ -130,8 +132,8 @@ class _Watcher(TorchFunctionMode):
             self._names.setdefault(id(tensor), []).append((path, leaf))
         self._kept_alive = [tensor for _, tensor in tensors]
         self._found: dict[tuple[str, str, tuple[int, ...]], _Convolved] = {}
-        self._padded: _ByTensor[_Padded] = _ByTensor()
-        self._outputs: _ByTensor[_Output] = _ByTensor()
+        self._padded: ByTensor[_Padded] = ByTensor()
+        self._outputs: ByTensor[_Output] = ByTensor()
 
     @contextmanager
     def modules(self) -> Iterator[None]:
@@ -178,9 +180,9 @@ class _Watcher(TorchFunctionMode):
             pass  # those that an exception ended
 
     def _before(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Any], None]:
-        if func in _CONVOLUTIONS:
-            values = {**_DEFAULTS, **dict(zip(_CONVOLUTIONS[func].split(), args, strict=False)), **kwargs}
-            transposed = _CONVOLUTIONS[func] is _TRANSPOSED or bool(values["transposed"])
+        if func in CONVOLUTIONS:
+            values = {**DEFAULTS, **dict(zip(CONVOLUTIONS[func].split(), args, strict=False)), **kwargs}
+            transposed = CONVOLUTIONS[func] is TRANSPOSED or bool(values["transposed"])
             self._take(values["input"])
             return self._convolution({**values, "transposed": transposed})
         if func is functional.pad:
@@ -234,21 +236,21 @@ class _Watcher(TorchFunctionMode):
     def _facts(self, given: torch.Tensor, taps: tuple[int, ...], values: Mapping[str, Any]) -> GeometryFacts:
         dims = len(taps)
         size, mode = tuple(given.shape[-dims:]), "zeros"
-        dilation = _axes(values["dilation"], dims)
-        padding = _amounts(values["padding"], taps, dilation)
+        dilation = axes_of(values["dilation"], dims)
+        padding = amounts_of(values["padding"], taps, dilation)
         folded = self._padded.get(given)
         if folded and not values["transposed"] and self._is_own(folded) and _goes_before(folded, padding):
             size, mode = folded.size[-dims:], folded.mode
             padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(folded.amounts[:dims], padding, strict=True))
         return GeometryFacts(
             size=size,
-            stride=_axes(values["stride"], dims),
+            stride=axes_of(values["stride"], dims),
             padding=padding,
             padding_mode=mode,
             dilation=dilation,
             groups=int(values["groups"]),
             transposed=bool(values["transposed"]),
-            output_padding=_axes(values["output_padding"], dims),
+            output_padding=axes_of(values["output_padding"], dims),
         )
 
     # ------------------------------------------------------------------------------------- padding and normalisation
@@ -316,16 +318,18 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(item)
 
 
-def _axes(value: Any, dims: int) -> tuple[int, ...]:
+def axes_of(value: Any, dims: int) -> tuple[int, ...]:
+    """Return an argument that is one number, or one an axis, as one an axis."""
     numbers = tuple(int(n) for n in value) if isinstance(value, (list, tuple)) else (int(value),)
     return numbers * dims if len(numbers) == 1 else numbers
 
 
-def _amounts(padding: Any, taps: tuple[int, ...], dilation: tuple[int, ...]) -> Pairs:
+def amounts_of(padding: Any, taps: tuple[int, ...], dilation: tuple[int, ...]) -> Pairs:
+    """Return the padding that a convolution is called with as ``(before, after)`` an axis."""
     if padding == "same":
         reach = [d * (k - 1) for k, d in zip(taps, dilation, strict=True)]
         return tuple((total // 2, total - total // 2) for total in reach)
-    return tuple((n, n) for n in _axes(0 if padding == "valid" else padding, len(taps)))
+    return tuple((n, n) for n in axes_of(0 if padding == "valid" else padding, len(taps)))
 
 
 def _goes_before(padded: _Padded, padding: Pairs) -> bool:
