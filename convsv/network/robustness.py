@@ -46,7 +46,7 @@ def certified_radii(scores: ArrayLike, labels: ArrayLike, lipschitz: float) -> N
     others[rows, wanted] = -np.inf
     margins = values[rows, wanted] - others.max(axis=1)
     margins = np.where(margins > 0, margins * (1 - 4 * DOUBLE), 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         radii = margins / above(math.sqrt(2) * lipschitz, 2) * (1 - 4 * DOUBLE)
     return np.where(margins > 0, np.inf if lipschitz == 0 else radii, 0.0)
 
