@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch or numpy: pytest's workers share the cores already.
@@ -14,6 +19,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Nobody's own cache is read or filled by tests, whatever they start; each test has one of its own.
+_CACHES = tempfile.mkdtemp(prefix="convsv-tests-")
+_NUMBERS = itertools.count()
+atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+os.environ["CONVSV_CACHE_DIR"] = f"{_CACHES}/shared"
 
 # A deadline would be an assertion about time. Derandomised in CI: a failure there can be repeated here.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +39,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache() -> Iterator[Path]:
+    """A place for a cache that no other test knows; nothing is there."""
+    path = Path(_CACHES) / str(next(_NUMBERS))
+    before, os.environ["CONVSV_CACHE_DIR"] = os.environ["CONVSV_CACHE_DIR"], str(path)
+    yield path
+    os.environ["CONVSV_CACHE_DIR"] = before
 
 
 @pytest.fixture(scope="session")

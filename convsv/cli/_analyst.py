@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from convsv.cli._caching import cached
 from convsv.cli.options import parse_memory
 from convsv.errors import UsageError
 from convsv.results import LayerReport
 
 if TYPE_CHECKING:
+    from convsv.cache import Memory
     from convsv.cli._task import Task
     from convsv.layer import ConvLayer
     from convsv.spectra import SpectrumOptions
@@ -20,8 +22,13 @@ Analyst: TypeAlias = "Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]"
 """Turns layers into their reports, in the same order. It may begin when it is called, before the first is asked for."""
 
 
-def analyst_of(task: Task) -> tuple[Analyst, dict[str, Any]]:
-    """Return what turns layers into reports, and the settings that only the machine knows."""
+def analyst_of(task: Task, results: Memory) -> tuple[Analyst, dict[str, Any]]:
+    """Return what turns layers into reports, and the settings that only the machine knows.
+
+    Args:
+        task: what is asked for.
+        results: what is known beforehand, and takes what is found out.
+    """
     if task.computing is None:
         from convsv.describe import describe
 
@@ -43,7 +50,8 @@ def analyst_of(task: Task) -> tuple[Analyst, dict[str, Any]]:
         execution=execution,
         spectra=_spectrum_options(task),
     )
-    return lambda layers: analyze(layers, options), {"device": str(execution.torch_device), "jobs": execution.threads}
+    analyst = cached(lambda layers: analyze(layers, options), results, execution, options)
+    return analyst, {"device": str(execution.torch_device), "jobs": execution.threads}
 
 
 def _spectrum_options(task: Task) -> SpectrumOptions:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from convsv.cache import digest
 from convsv.cli._analyst import Analyst
+from convsv.cli._caching import cached
 from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs
 from convsv.cli._run import Run, counted
@@ -145,6 +147,11 @@ def _word(check: Check) -> str:
     return "accepted" if worst_found.accepted else worst_found.verdict
 
 
+def _is_decided(report: LayerReport) -> bool:
+    """Tell whether a verdict would be the same with more time, or on a faster machine."""
+    return report.check is not None and all(found.verdict != "UNDECIDED" for found in report.check.findings)
+
+
 class _CheckRun(Run):
     """One call of ``check``."""
 
@@ -192,7 +199,21 @@ class _CheckRun(Run):
         )
         self._options = GateOptions(execution, computing.tol, computing.budget)
         computed = {"device": str(execution.torch_device), "jobs": execution.threads}
-        return lambda layers: check_layers(layers, self._policy, self._gate()), computed
+        stated = {"execution": execution, "tol": computing.tol, "seconds": computing.budget}
+        analyst = cached(
+            lambda layers: check_layers(layers, self._policy, self._gate()),
+            self._results,
+            execution,
+            {"check": stated},
+            more=self._demanded,
+            keeps=_is_decided,
+        )
+        return analyst, computed
+
+    def _demanded(self, layer: ConvLayer) -> Any:
+        """Return what the verdicts on a layer depend on, beside the layer and its norm."""
+        limits, known = self._policy.limits(layer.name), self._gate().known(layer.name)
+        return digest({"limits": limits, "product": self._policy.max_product is not None, "known": known})
 
     def _gate(self) -> GateOptions:
         assert self._options is not None

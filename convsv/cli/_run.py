@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import typer
 
 from convsv.cli._analyst import Analyst, analyst_of
+from convsv.cli._caching import kept_results
 from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
@@ -89,6 +90,7 @@ class Run:
         self._leaning = 0
         self._layers: tuple[ConvLayer, ...] = ()
         self._checkpoint: Checkpoint | None = None
+        self._results = kept_results(task.computing)
         self._resources = ExitStack()
         self._ahead = 0
 
@@ -123,6 +125,7 @@ class Run:
             self._say_missing(checkpoint)
         if not unread:
             self._say_assumed()
+        self._say_kept()
         return worst(*self._codes)
 
     def _outputs(self, head: Report) -> Outputs:
@@ -206,7 +209,7 @@ class Run:
 
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
-        return analyst_of(self._task)
+        return analyst_of(self._task, self._results)
 
     def _judged(
         self, known: CheckpointReport, found: Sequence[ConvLayer], layers: Sequence[LayerReport]
@@ -316,6 +319,14 @@ class Run:
                 f"{counted(self._leaning, 'layer')} with assumed geometry, marked ? in tables ({kinds}); "
                 "state it with --size, --padding-mode or --geometry FILE.toml, or trace the model with --model"
             )
+
+    def _say_kept(self) -> None:
+        """Say what was not computed now, and why nothing is kept."""
+        folder, known = self._results.behind, self._results.recalled
+        if known:
+            self._screen.note(f"{counted(known, 'layer')} known from an earlier call; --no-cache computes anew")
+        if folder and folder.trouble and self._screen.verbose:
+            self._screen.note(f"{folder.path}: nothing is kept for later calls: {folder.trouble}")
 
 
 def _size(checkpoint: Checkpoint) -> tuple[bool, bool]:

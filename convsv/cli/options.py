@@ -329,6 +329,14 @@ class Computing:
             show_default=False,
         ),
     ] = None
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="Compute everything anew, and keep nothing for later calls.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,135 @@
+"""What a result depends on, as a name: equal names, equal results.
+
+Everything that can change a number is in it: the kernel's bytes as they are read, the geometry with what of it is
+guessed, every option of the computation, the libraries that compute, and this program's own code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convsv import __version__
+from convsv.layer import ConvLayer
+
+__all__ = ["Computation", "digest", "layer_key"]
+
+_SCHEMA = 1
+"""Of what is kept; another number makes all that was kept before foreign."""
+_INDIFFERENT = ("jobs", "device")
+"""Fields of options that change the time; of the device its kind counts, which is stated apart."""
+_ELSEWHERE = ("cli", "reports", "cache")
+"""Parts of this program that no result depends on; the schema speaks for the last."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How results are computed: everything they depend on beside the layer.
+
+    Attributes:
+        options: dataclasses and plain values, by name.
+        device: kind of device: ``cpu`` or ``cuda``.
+        memory: budget in bytes; layers whose kernel exceeds it are not even read.
+    """
+
+    options: Mapping[str, Any]
+    device: str
+    memory: int = field(default=1 << 62)
+
+    @cached_property
+    def name(self) -> str:
+        """The same for computations that come to the same results."""
+        libraries = {name: metadata.version(name) for name in ("numpy", "torch")}
+        whole = {
+            "schema": _SCHEMA,
+            "version": __version__,
+            "code": _code(),
+            "libraries": libraries,
+            "device": self.device,
+            "memory": self.memory,
+            "options": self.options,
+        }
+        return digest(whole)
+
+
+def digest(value: Any) -> str:
+    """Return a hash of dataclasses, mappings, sequences, strings and numbers, in hexadecimal.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _INDIFFERENT}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no name")
+
+
+def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> str | None:
+    """Return the name of a layer's results; None where none are kept: it is not computed, not read, or has no name.
+
+    The layer's own name is no part of it: of tied layers the results are the same.
+
+    Args:
+        layer: the layer. Its tensor is read.
+        computation: how the results are computed.
+        more: what else they depend on.
+    """
+    if layer.problem or 8 * math.prod(layer.shape) > computation.memory:
+        return None
+    try:
+        name = computation.name
+        kernel = layer.read()
+    except Exception:  # noqa: BLE001 - whoever computes meets it again, and says what it is
+        return None
+    folded = layer.folded
+    facts = {
+        "computation": name,
+        "more": more,
+        "shape": layer.shape,
+        "dtype": layer.dtype,
+        "layout": layer.layout,
+        "geometry": layer.geometry,
+        "folded": None if folded is None else {"epsilon": folded.epsilon, "known": folded.known},
+        "kernel": [kernel.shape, kernel.dtype.name, kernel.dtype.byteorder, _content(kernel)],
+    }
+    return digest(facts)
+
+
+def _content(kernel: np.ndarray[Any, Any]) -> str:
+    content: Any = np.ascontiguousarray(kernel).reshape(-1).view(np.uint8)
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Return a hash of this program, so that an edited one never reports what it would no longer compute."""
+    whole = hashlib.sha256()
+    for name, content in _sources(Path(__file__).resolve().parents[1]):
+        whole.update(f"{name} {len(content)}\n".encode())
+        whole.update(content)
+    return whole.hexdigest()
+
+
+def _sources(package: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _ELSEWHERE:
+            yield name.as_posix(), path.read_bytes()
