@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import reference
+import sessions
 from schemadoc import json_keys
 from tables import code, escaped, summary, table
 
@@ -117,7 +118,7 @@ def _between(name: str, document: str) -> str:
 
 
 def main() -> None:
-    """Rewrite every generated part."""
+    """Rewrite every generated part, and what the commands of sessions print."""
     for name, (documents, generate) in PARTS.items():
         made = generate()
         for document in documents:
@@ -125,6 +126,8 @@ def main() -> None:
             before, rest = path.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")
             after = rest.split(f"<!-- /{name} -->")[1]
             path.write_text(f"{before}<!-- {name} -->\n{made}\n<!-- /{name} -->{after}", encoding="utf-8")
+    for document in sessions.DOCUMENTS:
+        sessions.rewrite(document)
 
 
 if __name__ == "__main__":

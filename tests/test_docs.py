@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import catalogue
 import convsv
+import sessions
+from convsv.cli import app
 from convsv.geometry import ORIGINS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -33,13 +37,35 @@ def test_the_catalogue_is_current(name: str) -> None:
     assert catalogue.current(name) == [made] * len(catalogue.PARTS[name][0]), "run `make docs`"
 
 
-def test_the_shown_output_is_what_the_command_prints() -> None:
-    (shown,), printed = catalogue.current("output"), catalogue.output()
-    # Another machine's BLAS may round the last digit otherwise: words must agree exactly, numbers nearly.
+def assert_alike(shown: str, printed: str) -> None:
+    """Another machine's BLAS may round the last digit otherwise: words must agree exactly, numbers nearly."""
     assert NUMBER.sub("#", shown).split() == NUMBER.sub("#", printed).split(), "run `make docs`"
     assert [float(n) for n in NUMBER.findall(shown)] == pytest.approx(
         [float(n) for n in NUMBER.findall(printed)], rel=2e-3
     )
+
+
+def test_the_shown_output_is_what_the_command_prints() -> None:
+    (shown,) = catalogue.current("output")
+    assert_alike(shown, catalogue.output())
+
+
+@pytest.mark.parametrize("document", sessions.DOCUMENTS)
+def test_sessions_print_what_they_show(document: str, tmp_path: Path) -> None:
+    shown = (REPOSITORY / document).read_text(encoding="utf-8")
+    assert_alike(shown, sessions.replayed(shown, tmp_path))
+
+
+def test_the_gate_of_the_tutorial_lets_pass_with_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    (limits,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (step,) = re.findall(r"- run: convsv (.*)", text)
+    (tmp_path / "sample_checkpoints").symlink_to(REPOSITORY / "sample_checkpoints")
+    monkeypatch.chdir(tmp_path)
+    for limit, code in (("10.0", 0), ("5.0", 1)):
+        (tmp_path / "pyproject.toml").write_text(limits.replace("10.0", limit), encoding="utf-8")
+        assert CliRunner().invoke(app, shlex.split(step)).exit_code == code
+        assert (tmp_path / "norms.xml").exists()
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda text: text.split("\n")[0])
