@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from convsv.cli import app
-from convsv.cli.plot import Kind, Theme
+from convsv.cli._plot import _methods
+from convsv.cli.plot import Kind, Pictures, Theme
 from convsv.errors import UnavailableError, UsageError
 from convsv.reports._drawing import PictureData, Surface
 from convsv.reports._drawing.canvas import brief
@@ -156,6 +157,15 @@ def test_layers_that_cannot_be_drawn_are_counted_with_their_reason() -> None:
     odd = layer("odd", unavailable={"circulant": "stride 2 does not divide size 7"})
     said = drawn_texts(collected(full_layer(), odd), "spectrum")
     assert any("1 not drawn: stride 2 does not divide size 7" in text for text in said)
+
+
+def test_intervals_show_the_exact_norm_unasked_where_the_layer_runs() -> None:
+    assert _methods(Pictures(kind=Kind.intervals)) == ("circulant", "exact", "bounds")
+    assert _methods(Pictures(kind=Kind.intervals, method=["bounds"])) == ("bounds",)
+    exact = replace(spectrum([1.9]), method="exact", of="zeros 8x8", kind="leading")
+    data = PictureData(("circulant", "exact"))
+    data.add(CheckpointReport("model.pt", "pytorch"), full_layer(results={"exact": exact}))
+    assert "largest σ, exact: zeros 8x8" in drawn_texts(data, "intervals")
 
 
 def test_an_interrupted_run_says_so() -> None:
@@ -353,6 +363,25 @@ assert not {{"matplotlib", "numpy", "torch"}} & set(sys.modules), sorted(sys.mod
 
 
 SHOWN = re.findall(r"^\$ convsv (.+)$", (REPOSITORY / "docs" / "figures.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("norm", [0.0234, 2.34, 9.0, 12345.0])
+def test_the_torus_keeps_clear_of_its_labels(norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    data = data_for("torus")
+    data.surfaces = {key: Surface(found.values * norm / 3, 2) for key, found in data.surfaces.items()}
+    seen: list[tuple[float, float]] = []
+    original = Figure.savefig
+
+    def save(figure: Figure, *args: Any, **options: Any) -> None:
+        original(figure, *args, **options)
+        box, headline = figure.axes[0].get_tightbbox(), figure.texts[0].get_window_extent()
+        seen.append((box.y0, headline.y0 - box.y1))
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    render(data, FigureStyle("torus"), "png")
+    assert min(seen[0]) >= 0
 
 
 @pytest.mark.parametrize("line", SHOWN)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["run_plot"]
 
 _NOT_SPECTRA = ("bounds", "symbol_min")
-_DEFAULT_METHODS = {Kind.intervals: ("circulant", "bounds"), Kind.torus: (), Kind.heatmap: ()}
+_DEFAULT_METHODS = {Kind.intervals: ("circulant", "exact", "bounds"), Kind.torus: (), Kind.heatmap: ()}
 
 
 def run_plot(models: Models, geometry: GeometrySources, computing: Computing, exact: Exact, pictures: Pictures) -> None:
@@ -44,6 +44,8 @@ def run_plot(models: Models, geometry: GeometrySources, computing: Computing, ex
     if not pictures.output:
         raise UsageError("where to write the figure is missing", advice="give -o FIGURE.png, .svg or .pdf")
     require_matplotlib()
+    if pictures.kind is Kind.intervals and not exact.is_asked_for:
+        exact = Exact(top=1)  # the norm is all that is drawn: a fraction of what the bounds take
     norm = pictures.kind not in (Kind.spectrum, Kind.histogram)
     output = Output(SILENT, pictures.output, quiet=pictures.quiet, verbose=pictures.verbose)
     task = Task("plot", models, geometry, output, computing, Spectra(values=True), methods, norm=norm, exact=exact)

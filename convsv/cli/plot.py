@@ -66,7 +66,7 @@ class Pictures:
             "--method",
             metavar="METHOD",
             callback=known_methods,
-            help="What to draw; without it circulant, and with --kind intervals also bounds. Repeatable.",
+            help="What to draw; without it circulant, and with --kind intervals also exact and bounds. Repeatable.",
             rich_help_panel=_FIGURE,
             show_default=False,
         ),

@@ -32,6 +32,8 @@ _UPPER = _Mark("certified upper bound", 0, "<")
 _LOWER = _Mark("certified lower bound", 2, ">")
 _ESTIMATE = _Mark("estimate: may be on the wrong side", 3, "o", hollow=True)
 _SIZED = _Mark("bound of one size only", 5, "d", hollow=True)
+_BESIDE = 0.3
+"""Rows between the norm of any size and what is drawn with it."""
 _SPECTRA = (_Mark("", 3, "o"), _Mark("", 2, "s"), _Mark("", 5, "D"), _Mark("", 1, "^"))
 
 
@@ -79,7 +81,7 @@ def _norm_rows(canvas: Canvas, axes: Any, layers: Sequence[LayerReport], methods
     sized = [(row, layer.norm_at_size) for row, layer in enumerate(layers) if layer.norm_at_size]
     if sized:
         blue = canvas.palette.series[0]
-        at = np.array([row for row, _ in sized]) + 0.3
+        at = np.array([row for row, _ in sized]) + _BESIDE
         ends = np.array([(found.lower, found.upper) for _, found in sized])
         axes.hlines(at, *ends.T, color=blue, linewidth=size * 0.5, zorder=3)
         (handles["certified interval at its own size"],) = axes.plot(
@@ -88,17 +90,18 @@ def _norm_rows(canvas: Canvas, axes: Any, layers: Sequence[LayerReport], methods
         extent.append(ends.ravel())
     for method, mark in zip(methods, _SPECTRA, strict=False):
         spectra = [(row, layer.results.get(method)) for row, layer in enumerate(layers)]
-        points = [(row, found.max) for row, found in spectra if isinstance(found, Spectrum) and found.max > 0]
-        if points:
-            at, values = np.array(points).T
-            about = operators(found.of for _, found in spectra if isinstance(found, Spectrum))
+        known = [(row, found) for row, found in spectra if isinstance(found, Spectrum) and found.max > 0]
+        if known:
+            at = np.array([row + _beside(layers[row], found) for row, found in known])
+            values = np.array([found.max for _, found in known])
+            about = operators(found.of for _, found in known)
             label = f"largest σ, {method}: {about}"
             (handles[label],) = axes.plot(
                 values,
                 at,
                 mark.marker,
                 color=canvas.palette.series[mark.colour],
-                markersize=size,
+                markersize=0.75 * size,
                 markerfacecolor="none",
                 markeredgewidth=0.9,
                 zorder=4,
@@ -109,6 +112,12 @@ def _norm_rows(canvas: Canvas, axes: Any, layers: Sequence[LayerReport], methods
     axes.set_xlabel("operator norm")
     axes.grid(axis="y", alpha=0.5)
     return handles
+
+
+def _beside(layer: LayerReport, found: Spectrum) -> float:
+    """Return how far below its layer's row a value is drawn: what is of the layer as it runs goes with that norm."""
+    own = layer.norm_at_size.of if layer.norm_at_size else ""
+    return _BESIDE if found.of == own or not found.of.startswith("circular") else -_BESIDE
 
 
 def _mark_of(bound: Any) -> _Mark:

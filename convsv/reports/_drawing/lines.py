@@ -25,7 +25,7 @@ __all__ = ["draw_histogram", "draw_spectrum"]
 
 _LEGEND_LAYERS = 7
 """So many lines are told apart by colour and dashes; more take their colour from their depth."""
-_MOST_STAIRS = 30
+_MOST_STAIRS = 12
 """So many histograms can lie over each other; more are drawn as rows of an area."""
 _MOST_PANELS = 24
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -93,7 +93,7 @@ def _depth_scale(canvas: Canvas, axes: Any, names: Sequence[str]) -> None:
     named = range(0, len(names), math.ceil(len(names) / 20))
     scale.set_xticks([])
     scale.yaxis.tick_right()
-    scale.set_yticks(named, [brief(names[number], 22) for number in named])
+    scale.set_yticks(named, [brief(names[number], 28) for number in named])
     scale.tick_params(labelsize=6.5, length=2)
     scale.grid(False)
     for spine in scale.spines.values():
@@ -173,7 +173,7 @@ def _rows(canvas: Canvas, axes: Any, panel: Panel, floor: float) -> None:
     image.set_clim(floor, float(np.nanmax(shares)))
     image.set_rasterized(True)
     axes.grid(False)
-    name_rows(canvas, axes, [brief(curve.name, 22) for curve in panel.curves], most=24)
+    name_rows(canvas, axes, [brief(curve.name, 28) for curve in panel.curves], most=24)
     bar = canvas.figure.colorbar(image, ax=axes, label="share of values a decade", pad=0.02)
     few_decades(bar.ax, "y", floor, float(np.nanmax(shares)))
     bar.outline.set_visible(False)

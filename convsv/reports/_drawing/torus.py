@@ -27,7 +27,7 @@ def draw_torus(canvas: Canvas, data: PictureData) -> None:
         raise UnavailableError("the torus is drawn for one layer", found=reason(data, "norm") or found)
     (path, _), surface = next(iter(data.surfaces.items()))
     layer = data.layers[0]
-    canvas.figure.set_size_inches(5.6, 5.4 if surface.values.ndim == 2 else 3.8)
+    canvas.figure.set_size_inches(5.6, 5.7 if surface.values.ndim == 2 else 3.8)
     axes = canvas.figure.subplots()
     (_torus_line if surface.values.ndim == 1 else _torus_area)(canvas, axes, surface)
     shape = "×".join(map(str, layer.shape))
