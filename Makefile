@@ -46,9 +46,10 @@ reproduce: $(VENV)/.installed-dev ## run the papers' experiments again and write
 	$(BIN)/python tests/reproduce $(if $(CIFAR),--cifar '$(CIFAR)')
 
 fuzz: $(VENV)/.installed-fuzz ## fuzz every reader, each for FUZZ_SECONDS (60)
-	@set -e; for target in $$($(BIN)/python tests/fuzz/targets.py); do \
+	@found=; for target in $$($(BIN)/python tests/fuzz/targets.py); do \
 		echo "== $$target"; $(BIN)/python tests/fuzz/fuzz.py "$$target" "$(FUZZ_CORPUS)/$$target" \
-			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1; done
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 || found="$$found $$target"; done; \
+		if [ "$$found" ]; then echo "findings:$$found; see $(FUZZ_CORPUS)"; exit 1; fi
 
 samples: .venv-samples/.installed ## train the sample network again and write all sample checkpoints
 	.venv-samples/bin/python sample_checkpoints/make_samples.py

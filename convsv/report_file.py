@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from convsv.errors import CorruptCheckpointError, GeometryError, UsageError, error_context
-from convsv.geometry import Geometry
+from convsv.geometry import ORIGINS, Geometry
 from convsv.results import (
     Check,
     CheckpointReport,
@@ -69,7 +69,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
             raise CorruptCheckpointError(f"is no report of the schema {SCHEMA}", found=repr(found))
         try:
             return Report(
-                command=_text(whole["command"]),
+                command=_word(whole["command"]),
                 settings=dict(_object(whole["settings"])),
                 checkpoints=tuple(_checkpoint(_object(entry)) for entry in whole["checkpoints"]),
                 partial=whole["partial"] is True,
@@ -103,7 +103,7 @@ def _checkpoint(entry: Object) -> CheckpointReport:
     sha256 = entry.get("sha256")
     return CheckpointReport(
         path=_text(entry["path"]),
-        format=_text(entry["format"]),
+        format=_word(entry["format"]),
         sha256=None if sha256 is None else _text(sha256),
         problems=_texts(entry["problems"]),
         layers=tuple(_layer(_object(layer)) for layer in entry["layers"]),
@@ -113,7 +113,7 @@ def _checkpoint(entry: Object) -> CheckpointReport:
 
 def _layer(entry: Object) -> LayerReport:
     results = {
-        _text(name): _spectrum(_text(name), _object(found))
+        _word(name): _spectrum(_word(name), _object(found))
         for name, found in _object(entry["results"]).items()
         if name != "bounds"
     }
@@ -121,15 +121,15 @@ def _layer(entry: Object) -> LayerReport:
     return LayerReport(
         name=_text(entry["name"]),
         weight=_text(entry["weight"]),
-        kind=_text(entry["kind"]),
+        kind=_word(entry["kind"]),
         shape=_integers(entry["shape"]),
-        dtype=_text(entry["dtype"]),
+        dtype=_word(entry["dtype"]),
         geometry=_geometry(_object(entry["geometry"])),
         norm=_interval(entry["norm"]),
         norm_at_size=_interval(entry["norm_at_size"]),
         symbol_min=_interval(entry.get("symbol_min")),
         results=results,
-        unavailable={_text(name): _text(why) for name, why in _object(entry["unavailable"]).items()},
+        unavailable={_word(name): _text(why) for name, why in _object(entry["unavailable"]).items()},
         notes=_texts(entry.get("notes", [])),
         folded=None if folded is None else _text(folded),
         check=_check(entry.get("check")),
@@ -141,12 +141,12 @@ def _geometry(entry: Object) -> Geometry:
         size=_integers(entry["size"]),
         stride=_integers(entry["stride"]),
         padding=tuple(_pair(pair) for pair in entry["padding"]),
-        padding_mode=_text(entry["padding_mode"]),
+        padding_mode=_word(entry["padding_mode"]),
         dilation=_integers(entry["dilation"]),
         groups=_integer(entry["groups"]),
         transposed=entry["transposed"] is True,
         output_padding=_integers(entry["output_padding"]),
-        origin=dict(_object(entry["origin"])),
+        origin={_word(fact): _one_of(source, ORIGINS) for fact, source in _object(entry["origin"]).items()},
     )
 
 
@@ -158,9 +158,9 @@ def _interval(entry: Any) -> Interval | None:
     return Interval(
         lower=_number(found["lower"], 0.0),
         upper=_number(found["upper"], math.inf),
-        of=_text(found["of"]),
+        of=_word(found["of"]),
         guarantee=_guarantee(found["guarantee"]),
-        assumes={end: _texts(assumes[end]) for end in ("lower", "upper")},
+        assumes={end: _words(assumes[end]) for end in ("lower", "upper")},
     )
 
 
@@ -168,7 +168,7 @@ def _spectrum(method: str, entry: Object) -> Spectrum:
     histogram, values = entry.get("histogram"), entry.get("values")
     return Spectrum(
         method=method,
-        of=_text(entry["of"]),
+        of=_word(entry["of"]),
         guarantee=_guarantee(entry["guarantee"]),
         count=_integer(entry["count"]),
         max=_number(entry["max"], math.nan),
@@ -177,10 +177,10 @@ def _spectrum(method: str, entry: Object) -> Spectrum:
         stable_rank=_optional(entry["stable_rank"]),
         effective_rank=_optional(entry["effective_rank"]),
         condition=_optional(entry["condition"]),
-        quantiles={_text(p): _number(value, math.nan) for p, value in _object(entry["quantiles"]).items()},
+        quantiles={_word(p): _number(value, math.nan) for p, value in _object(entry["quantiles"]).items()},
         error=_optional(entry.get("error")),
-        kind=_text(entry["kind"]),
-        assumes=_texts(entry.get("assumes", [])),
+        kind=_word(entry["kind"]),
+        assumes=_words(entry.get("assumes", [])),
         values=None if values is None else np.array([_number(value, math.nan) for value in values], dtype=np.float64),
         histogram=None if histogram is None else _histogram(_object(histogram)),
         quantile_error=_number(entry.get("quantile_error", 0.0), math.inf),
@@ -195,7 +195,7 @@ def _check(entry: Any) -> Check | None:
     if entry is None:
         return None
     found = _object(entry)
-    findings = tuple(_finding(_text(name), _object(each)) for name, each in _object(found["criteria"]).items())
+    findings = tuple(_finding(_word(name), _object(each)) for name, each in _object(found["criteria"]).items())
     return Check(_one_of(found["severity"], get_args(Severity)), findings)
 
 
@@ -227,6 +227,21 @@ def _text(value: Any) -> str:
 
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
+
+
+def _word(value: Any) -> str:
+    """Return a word of ours: nothing that writers would have to escape, as they do the names of strangers.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    if not (text := _text(value)).isprintable():
+        raise ValueError(f"{value!r} is no word")
+    return text
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return tuple(_word(item) for item in value)
 
 
 def _number(value: Any, missing: float) -> float:

@@ -441,18 +441,65 @@ def test_a_child_on_a_busy_machine_is_waited_for(tmp_path: Path, monkeypatch: py
     assert [tensor.key for tensor in open_checkpoint(path).tensors] == ["k"]
 
 
-def test_after_a_failure_the_child_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = build(tmp_path / "m.h5", lambda f: f.create_dataset("z", data=KERNEL, compression="gzip"))
-    tensor = only(path)
-    child = tmp_path / "child.py"
-    child.write_text(FAKE + f"open({str(tmp_path / 'starts')!r}, 'a').write('x'); time.sleep(100)\n")
+DEATHS = {
+    "crashes": ("os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11"),
+    "does not end": ("while True: pass", "does not end|ended by signal"),
+    "is ended": ("os.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9"),
+    "lies": ("os.write(1, b'D' + struct.pack('>Q', 5) + bytes(5) + b'E' + bytes(8))", "other values"),
+}
+
+
+def mortal(monkeypatch: pytest.MonkeyPatch, folder: Path, deadly: set[bytes], how: str) -> list[object]:
+    """A child that works but for some datasets, whose reading ends it; returns a list that gets an item a start."""
+    source = Path(_hdf5.__file__).with_name("_hdf5_child.py").read_text()
+    before = "            request = json.loads(line)\n"
+    assert before in source
+    dies = f"            if bytes.fromhex(request.get('path', '')) in {deadly!r}:\n                {how}\n"
+    child = folder / "child.py"
+    child.write_text(source.replace(before, before + dies).replace("import sys\n", "import signal\nimport sys\n"))
     monkeypatch.setattr(_hdf5, "_CHILD", child)
-    hdf5 = tensor.read.func.__self__.hdf5  # type: ignore[attr-defined]
-    hdf5._worker._seconds_left = 0.5
-    for _ in range(3):
-        with pytest.raises(CorruptCheckpointError, match="does not end"):
+    starts: list[object] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(_child.subprocess, "Popen", lambda *a, **o: starts.append(a) or popen(*a, **o))
+    return starts
+
+
+@pytest.mark.parametrize("case", DEATHS)
+def test_a_dataset_that_ends_the_child_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    how, message = DEATHS[case]
+    mortal(monkeypatch, tmp_path, {b"b"}, how)
+    monkeypatch.setattr(_hdf5, "VALUE_SECONDS", 1.0)
+    path = build(tmp_path / "m.h5", lambda f: [f.create_dataset(n, data=KERNEL, compression="gzip") for n in "abc"])
+    found = tensors(open_checkpoint(path))
+    with pytest.raises(CorruptCheckpointError, match=message):
+        found["b"].read()
+    for name in "ac":
+        np.testing.assert_array_equal(found[name].read(), KERNEL)
+
+
+def test_a_file_ends_only_so_many_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"k{n}" for n in range(40)]
+    starts = mortal(monkeypatch, tmp_path, {name.encode() for name in names}, "os.abort()")
+    path = build(tmp_path / "m.h5", lambda f: [f.create_dataset(n, data=KERNEL, compression="gzip") for n in names])
+    messages = []
+    for tensor in open_checkpoint(path).tensors:
+        with pytest.raises(CorruptCheckpointError) as caught:
             tensor.read()
-    assert (tmp_path / "starts").read_text() == "x"
+        messages.append(str(caught.value))
+    assert 2 <= len(starts) <= 1 + _hdf5.SECONDS / _child.FAILURE
+    assert "ended by signal 6" in messages[0]
+    assert "the time for this file is used up" in messages[-1]
+
+
+def test_a_child_that_cannot_be_started_is_one_line_of_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build(tmp_path / "m.h5", lambda f: f.create_dataset("k", data=KERNEL))
+
+    def no_process(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(_child.subprocess, "Popen", no_process)
+    with pytest.raises(CheckpointError, match=r"cannot be started \(found Resource temporarily unavailable\)"):
+        open_checkpoint(path)
 
 
 def test_a_child_that_decodes_other_values_than_announced_is_refused(

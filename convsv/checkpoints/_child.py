@@ -1,13 +1,15 @@
 """A library that crashes, loops or eats memory on damaged files, run in a child process that can be killed.
 
 The child is a program of its own beside this module: it limits its memory and processor time, and opens nothing but
-the descriptors it inherits. Requests are lines of JSON, answers frames of bytes; nothing it says is trusted.
+the descriptors it inherits. Requests are lines of JSON, answers frames of bytes; nothing it says is trusted. One that
+fails takes only the request in hand with it: the next one starts another, until the time of the file is used up.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import selectors
 import struct
@@ -28,13 +30,15 @@ __all__ = ["Child", "folders_of"]
 
 PATIENCE = 2.0
 """How many seconds of the clock a second of processor time may last, on a machine that is busy with other things."""
+FAILURE = 1.0
+"""What a failure costs beside its time, in seconds: a file whose parts kill one child each gets only so many."""
 MAX_INDEX = 1 << 29
 _FRAME = struct.Struct(">cQ")
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "TMPDIR")
 
 
 class Child(ABC):
-    """A child: started when asked, killed when late, and not trusted again once it failed.
+    """A child: started when asked, killed when late, and replaced after it failed.
 
     Attributes:
         library: the library it runs, as messages call it.
@@ -56,7 +60,6 @@ class Child(ABC):
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._seconds_left, self._seconds_a_request = seconds, seconds_a_request
-        self._failure: str | None = None
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -66,16 +69,16 @@ class Child(ABC):
     def ask_json(self, request: Mapping[str, object]) -> Any:
         """Return the answer to a request that is answered in JSON."""
         with self._lock:
-            kind, payload = self._ask(request, MAX_INDEX, min(self._seconds_left, self._seconds_a_request))
+            kind, payload = self._ask(request, MAX_INDEX, self._seconds_a_request)
             try:
                 return json.loads(payload if kind == b"J" else b"")
             except (ValueError, RecursionError):
                 return self._fail("answered something else than an index")
 
-    def ask_bytes(self, request: Mapping[str, object], count: int) -> bytearray:
-        """Return the ``count`` bytes that a request is answered with."""
+    def ask_bytes(self, request: Mapping[str, object], count: int, seconds: float = math.inf) -> bytearray:
+        """Return the ``count`` bytes that a request is answered with, within so much processor time."""
         with self._lock:
-            kind, payload = self._ask(request, count, self._seconds_left)
+            kind, payload = self._ask(request, count, seconds)
             if kind != b"E" or len(payload) != count:
                 self._fail("answered other values than it announced")
             return payload
@@ -83,7 +86,7 @@ class Child(ABC):
     def ask_message(self, request: Mapping[str, object], limit: int) -> bytearray:
         """Return the bytes, at most ``limit``, that a request is answered with."""
         with self._lock:
-            kind, payload = self._ask(request, limit, self._seconds_left)
+            kind, payload = self._ask(request, limit, math.inf)
             if kind != b"E":
                 self._fail("answered something else than was asked")
             return payload
@@ -96,12 +99,13 @@ class Child(ABC):
 
     def _ask(self, request: Mapping[str, object], limit: int, seconds: float) -> tuple[bytes, bytearray]:
         # Returns the kind of the last frame and the payload of all; raises what the child says went wrong.
-        if self._failure is not None:
-            raise CorruptCheckpointError(self._failure)
+        if self._seconds_left <= 0:
+            raise CorruptCheckpointError(f"{self.library} cannot {self.purpose} it: the time for this file is used up")
+        seconds = min(seconds, self._seconds_left)
         started = time.monotonic()
         try:
             deadline = started + PATIENCE * seconds
-            kind, payload = self._exchange({**request, "seconds": max(seconds, 0.0)}, limit, deadline)
+            kind, payload = self._exchange({**request, "seconds": seconds}, limit, deadline)
         except BrokenPipeError:
             self._fail(self._last_words())
         except BaseException:
@@ -131,16 +135,20 @@ class Child(ABC):
         environment |= self.environment
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command, descriptors = self.command()
-        process = subprocess.Popen(
-            [sys.executable, "-I", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            env=environment,
-            pass_fds=descriptors,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                cwd="/",
+                env=environment,
+                pass_fds=descriptors,
+            )
+        except OSError as error:
+            what = f"the process in which {self.library} runs cannot be started"
+            raise CheckpointError(what, found=error.strerror or str(error)) from None
         self._process = process
         self._finalizer = weakref.finalize(self, _end, process)
         return process
@@ -168,8 +176,8 @@ class Child(ABC):
 
     def _fail(self, how: str) -> NoReturn:
         self.close()
-        self._failure = f"{self.library} cannot {self.purpose} it: it {how} in a process of its own"
-        raise CorruptCheckpointError(self._failure)
+        self._seconds_left -= FAILURE
+        raise CorruptCheckpointError(f"{self.library} cannot {self.purpose} it: it {how} in a process of its own")
 
     def _raise(self, payload: bytearray) -> NoReturn:
         try:

@@ -68,6 +68,7 @@ class RegularFile:
 
         Raises:
             CorruptCheckpointError: the file ends before.
+            CheckpointError: the system cannot read it.
         """
         if offset < 0 or count < 0 or offset + count > self.size:
             raise CorruptCheckpointError(
@@ -77,7 +78,11 @@ class RegularFile:
             )
         parts, position = [], offset
         while position < offset + count:
-            part = os.pread(self._fd, min(offset + count - position, 1 << 30), position)
+            try:
+                part = os.pread(self._fd, min(offset + count - position, 1 << 30), position)
+            except OSError as error:
+                found = error.strerror or str(error)
+                raise CheckpointError("cannot be read", path=str(self.path), found=found) from None
             if not part:
                 raise CorruptCheckpointError("shrank while it was read", path=str(self.path))
             parts.append(part)

@@ -27,6 +27,8 @@ __all__ = ["Dataset", "Hdf5File", "Worker", "find_superblock", "library_folders"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SECONDS = 5.0
 """Processor time the child may use to index a file, and in all; to decode a large file it gets more, in proportion."""
+VALUE_SECONDS = 2.0
+"""What it may use of that to decode one dataset: one on which it does not end leaves time for the others."""
 BYTES_A_SECOND = 10_000_000
 """How fast the child must be at least on top of that."""
 _CHILD = Path(__file__).with_name("_hdf5_child.py")
@@ -152,7 +154,9 @@ class Hdf5File:
             if dataset.offset is not None:
                 raw: bytes | bytearray = self.file.read(dataset.offset, dataset.byte_size)
             else:
-                raw = self._worker.ask_bytes({"do": "read", "path": dataset.raw_path.hex()}, dataset.byte_size)
+                request, seconds = {"do": "read", "path": dataset.raw_path.hex()}, VALUE_SECONDS
+                seconds += dataset.byte_size / BYTES_A_SECOND
+                raw = self._worker.ask_bytes(request, dataset.byte_size, seconds)
             dtype = DTYPES[dataset.dtype].newbyteorder(dataset.order)  # type: ignore[arg-type]
             values = np.frombuffer(raw, dtype).reshape(dataset.shape)
             return values.astype(dtype.newbyteorder("="), copy=False)

@@ -139,7 +139,7 @@ class StoredZip:
             self.entries[name] = _locate(file, name, record)
         _check_extents(self.entries, self.directory.start)
         self.has_checksums = any(entry.crc for entry in self.entries.values())
-        self._verified: set[str] = set()
+        self._crcs: dict[str, int] = {}
 
     def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
         """Return the whole uncompressed content of an entry, checked against its CRC.
@@ -191,11 +191,13 @@ class StoredZip:
             UnsafeCheckpointError: the entry is compressed.
         """
         entry = self._stored(self._entry(name))
-        if not self.has_checksums or name in self._verified:
+        if not self.has_checksums:
             return
-        crc, end = 0, entry.offset + entry.size
-        for position in range(entry.offset, end, _CHUNK):
-            crc = zlib.crc32(self.file.read(position, min(_CHUNK, end - position)), crc)
+        crc, end = self._crcs.get(name), entry.offset + entry.size
+        if crc is None:
+            crc = 0
+            for position in range(entry.offset, end, _CHUNK):
+                crc = zlib.crc32(self.file.read(position, min(_CHUNK, end - position)), crc)
         self._check(entry, crc)
 
     def _entry(self, name: str) -> ZipEntry:
@@ -209,13 +211,13 @@ class StoredZip:
         return entry
 
     def _check(self, entry: ZipEntry, crc: int) -> None:
+        self._crcs[entry.name] = crc  # also of what is damaged: a thousand layers in it do not read it again
         if self.has_checksums and crc != entry.crc:
             raise CorruptCheckpointError(
                 f"wrong checksum of entry {entry.name[:80]!r} of the zip archive",
                 found=f"CRC {crc:08x}, stored {entry.crc:08x}",
                 advice="the file is damaged: fetch it again",
             )
-        self._verified.add(entry.name)
 
 
 # ------------------------------------------------------------------------------------------------------- directory

@@ -9,6 +9,7 @@ import struct
 import tempfile
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,4 +261,33 @@ groups = 4
 transposed = true
 dilation = [1, 2]
 max_norm = 1.5
+"""
+
+
+@functools.cache
+def report() -> bytes:
+    """A report as JSON, with an interval, a spectrum, a verdict and what is unavailable."""
+    from convsv.reports import write_report
+    from convsv.results import Check, CheckpointReport, Finding, Report
+    from reportcases import layer, spectrum
+
+    check = Check("error", (Finding("max_norm", 1.0, "UNDECIDED", layer("a").norm, "for a reason"),))
+    layers = (
+        layer("a.conv", results={"circulant": spectrum([3.0, 2.0, 1.0])}),
+        replace(layer("b.conv"), check=check, unavailable={"exact": "for another"}),
+    )
+    known = CheckpointReport("m.pt", "pytorch", "0" * 64, ("a problem",), layers, check)
+    out = io.StringIO()
+    write_report(Report("check", {"tol": 0.001}, (known,)), out, "json")
+    return out.getvalue().encode()
+
+
+LIMITS = b"""[tool.convsv.check]
+max_norm = 2.5
+severity = "warn"
+max_product = 100
+[tool.convsv.check.layers."b.*"]
+min_norm = 0.01
+max_condition = 1e3
+severity = "off"
 """

@@ -9,7 +9,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,8 +22,12 @@ from convsv.checkpoints._keras_layouts import Contents
 from convsv.checkpoints.discovery import discover
 from convsv.checkpoints.sidecar import read_sidecar
 from convsv.checkpoints.sources import GeometryOptions
+from convsv.comparison import Version, compare_layers
 from convsv.describe import describe
 from convsv.errors import ConvsvError, CorruptCheckpointError
+from convsv.gate import known_of
+from convsv.policy import read_policy
+from convsv.report_file import read_report
 from convsv.reports import Style, format_names, write_report
 from convsv.results import CheckpointReport, Report
 
@@ -199,6 +203,30 @@ def attack_sidecar(data: bytes, folder: Path) -> None:
         discover(open_checkpoint(model), geometry=GeometryOptions(sidecar=sidecar))
 
 
+def attack_report(data: bytes, folder: Path) -> None:
+    """The input is an earlier report, to compare with."""
+    path = folder / "r.json"
+    path.write_bytes(data)
+    with only_our_errors():
+        report = read_report(path)
+        accepted = known_of(report, "m.pt", alone=True)
+        for checkpoint in report.checkpoints[:READABLE]:
+            judge_report(Report("layers", {}, (replace(checkpoint, layers=checkpoint.layers[:READABLE]),)))
+            for layer in checkpoint.layers[:READABLE]:
+                accepted(layer.name)
+                compare_layers(layer.name, Version(report=layer), Version(report=layer), "circulant")
+
+
+def attack_limits(data: bytes, folder: Path) -> None:
+    """The input is a file of limits."""
+    path = folder / "limits.toml"
+    path.write_bytes(data)
+    with only_our_errors():
+        policy = read_policy(path)
+        for name in ("a.conv", "b.conv"):
+            assert all(0 < limit < math.inf for limit in policy.limits(name).wanted.values())
+
+
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(seeds.safetensors, whole("m.safetensors"), 1200, ("*.safetensors",)),
     "safetensors-index": Target(seeds.index, attack_index, 500),
@@ -231,6 +259,8 @@ TARGETS: Mapping[str, Target] = {
     "onnx-answer": Target(seeds.onnx, attack_onnx_answer, 500),
     "onnx-child": Target(seeds.onnx, whole("m.onnx"), 15),
     "sidecar": Target(lambda: seeds.SIDECAR, attack_sidecar, 500),
+    "report": Target(seeds.report, attack_report, 400),
+    "limits": Target(lambda: seeds.LIMITS, attack_limits, 300),
 }
 
 if __name__ == "__main__":
