@@ -1,7 +1,7 @@
 """Layers in, reports out: what is computed for a layer, and by which routine.
 
-A layer's own trouble (a NaN, a stride that does not divide the size) becomes an entry of ``unavailable``; the other
-results and the other layers are not touched by it. What contradicts itself raises.
+A layer's own trouble (a NaN, a stride that does not divide the size, bytes that cannot be read) becomes an entry of
+``unavailable``; the other results and the other layers are not touched by it. What contradicts itself raises.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from convsv.at_size import any_size_copies
 from convsv.bounds import bounds_of
 from convsv.certificate import Budget, certify, certify_smallest
 from convsv.errors import (
+    CheckpointError,
     ComputationError,
     ContradictionError,
     GeometryError,
@@ -92,7 +93,6 @@ def analyze(layers: Iterable[ConvLayer], options: AnalysisOptions) -> Iterator[L
         options: what to compute.
 
     Raises:
-        CheckpointError: a tensor could not be read.
         ContradictionError: two certified statements exclude each other.
     """
     for layer in layers:
@@ -100,14 +100,13 @@ def analyze(layers: Iterable[ConvLayer], options: AnalysisOptions) -> Iterator[L
 
 
 def analyze_layer(layer: ConvLayer, options: AnalysisOptions) -> LayerReport:
-    """Return all results of one layer.
+    """Return all results of one layer; none where its weights cannot be read, with the reason.
 
     Args:
         layer: the layer.
         options: what to compute.
 
     Raises:
-        CheckpointError: its tensor could not be read.
         ContradictionError: two certified statements exclude each other.
     """
     work = _LayerWork(layer, options)
@@ -150,6 +149,7 @@ class _LayerWork:
         self._results: dict[str, Spectrum | Mapping[str, Bound]] = {}
         self._unavailable: dict[str, str] = {}
         self._failures: list[str] = []
+        self._unread: str | None = None
 
     def norms(self) -> None:
         """Certify the norm of any size and, where the geometry is known, at the layer's own."""
@@ -187,6 +187,7 @@ class _LayerWork:
             unavailable=self._unavailable,
             notes=layer.notes,
             failures=tuple(self._failures),
+            unread=self._unread,
             folded=folded.name if folded else None,
         )
         return report if folded is None or folded.known else report.also_assuming("epsilon")
@@ -197,10 +198,15 @@ class _LayerWork:
         Raises:
             ContradictionError: two certified statements exclude each other.
         """
+        if self._unread is not None:  # what failed once is not read again: it may have taken all of its time
+            self._unavailable[name] = self._unread
+            return
         try:
             compute()
         except (UnavailableError, GeometryError) as error:
-            self._unavailable[name] = error.what if error.found is None else f"{error.what} (found {error.found})"
+            self._unavailable[name] = error.reason
+        except CheckpointError as error:
+            self._unavailable[name] = self._unread = error.reason
         except ContradictionError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError) as error:

@@ -220,6 +220,9 @@ def analyze(
 ) -> list[LayerReport]:
     """Return a report a layer: the certified interval of the norm, and the spectra and bounds asked for.
 
+    What a layer does not have is in its ``unavailable``, with the reason; where its weights cannot be read from the
+    file, that is everything, and ``unread`` says why.
+
     Args:
         layers: what ``find_layers`` returns, one layer, or a kernel.
         geometry: of a kernel; layers bring their own.
@@ -231,7 +234,6 @@ def analyze(
     Raises:
         UsageError: there is no such method, or a kernel is not floating point.
         GeometryError: the geometry does not fit a kernel.
-        CheckpointError: a layer's tensor could not be read.
     """
     for name in methods:
         if name not in method_names():

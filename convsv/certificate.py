@@ -30,6 +30,7 @@ from convsv.cells import Cells, concatenate, root_cells
 from convsv.errors import ComputationError, ContradictionError, UnavailableError
 from convsv.execution import Execution, full_precision, give_back_large_blocks
 from convsv.gram import Gram, gram, storage
+from convsv.linalg import eigenpairs, eigenvalues
 from convsv.peaks import Peak, climb, first_peak, leading_vectors, look, lower_bound, quotient, upper_bound
 from convsv.results import Interval
 from convsv.rounding import (
@@ -435,8 +436,8 @@ def _coarse_uppers(work: _Work) -> tuple[NDArray[np.float64], float]:
 def _constant_peak(work: _Work, group: int) -> Peak:
     """Return the peak of a symbol whose Gram matrix is the same everywhere: an eigenvector of it."""
     size = work.gram.size
-    values, vectors = torch.linalg.eigh(work.gram.even[0, group].to(torch.float64).view(size, size))
-    return Peak(np.zeros(work.gram.lags.shape[1]), group, vectors[:, -1:], float(values[-1]))
+    values, vectors = _leading_pairs(work.gram.even[0, group].to(torch.float64).view(1, size, size))
+    return Peak(np.zeros(work.gram.lags.shape[1]), group, vectors[0], float(values[0]))
 
 
 def _prove(work: _Work, pending: Cells, goal: _Goal) -> tuple[_Goal, Cells | None]:
@@ -549,13 +550,23 @@ def _leading(work: _Work, cells: Cells) -> Peak:
     """Return the largest of the leading eigenpairs at the centres of a few cells, by all means."""
     matrices = work.matrices(cells)
     if work.gram.size <= _DENSE_SIZE:
-        values, vectors = torch.linalg.eigh(matrices)
-        values, vectors = values[:, -1], vectors[..., -1:]
+        values, vectors = _leading_pairs(matrices)
     else:
         starts = torch.stack([peak.vector for peak in look(work.gram, cells, steps=8)]).to(matrices)
         values, vectors = leading_vectors(matrices, starts, restarts=16, steps=16)
     best = int(values.argmax())
     return Peak(cells.frequencies()[best], int(cells.owners[best]), vectors[best], float(values[best]))
+
+
+def _leading_pairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the leading eigenpairs ``(B,)`` and ``(B, n, 1)``; near ones where no LAPACK finds them."""
+    try:
+        values, vectors = eigenpairs(matrices)
+    except ComputationError:
+        longest = torch.linalg.vector_norm(matrices, dim=1).argmax(-1)
+        starts = matrices.gather(2, longest[:, None, None].expand(-1, matrices.shape[1], 1))
+        return leading_vectors(matrices, starts)
+    return values[:, -1], vectors[..., -1:]
 
 
 def _floor(work: _Work, leaves: Cells, upper: float) -> float:
@@ -579,8 +590,8 @@ def _floor(work: _Work, leaves: Cells, upper: float) -> float:
 def _certified_smallest(matrices: Tensor, upper: float) -> float:
     """Return a certified lower bound of the smallest eigenvalue of a batch, or 0 where it is not worth knowing."""
     size = matrices.shape[-1]
-    estimate = float(torch.linalg.eigvalsh(matrices)[:, 0].min())
-    if estimate < _FLAT * upper**2:
+    estimate = float(eigenvalues(matrices)[:, 0].min())
+    if not estimate >= _FLAT * upper**2:  # also NaN
         return 0.0
     thresholds = torch.full((len(matrices),), -estimate * (1 - 64 * cholesky_slack(size)), dtype=torch.float64)
     proven, bounds = prove_below(-matrices, thresholds.to(matrices.device))

@@ -71,6 +71,11 @@ class ConvsvError(Exception):
         self.found = found
         self.advice = advice
 
+    @property
+    def reason(self) -> str:
+        """What happened and what was found, for where the place is told already; not escaped."""
+        return f"{self.what} (found {self.found})" if self.found else self.what
+
     def __str__(self) -> str:
         """Return the whole message on one line, whatever is in names and paths: what is not printable is escaped."""
         where = ": ".join(part for part in (self.path, self.tensor) if part)

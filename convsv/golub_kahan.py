@@ -10,9 +10,11 @@ multiple and clustered values. Knows no convolution.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -190,8 +192,34 @@ def block_ritz_vector(operator: LinearOperator, block: Tensor, steps: int) -> Te
             last = _orthonormal(other, basis)
         basis = torch.cat([basis, last])
     stretched = torch.cat(images)
-    combination: Tensor = torch.linalg.eigh(stretched @ stretched.T)[1][:, -1]
+    combination = _eigenpairs(stretched @ stretched.T)[1][:, -1]
     return (combination @ basis).reshape(operator.input_shape)
+
+
+def _eigenpairs(symmetric: Tensor) -> Sequence[Tensor]:
+    """Return eigenvalues and vectors.
+
+    Raises:
+        LinAlgError: no LAPACK converges.
+    """
+    return _or_by_numpy(torch.linalg.eigh, np.linalg.eigh, symmetric)
+
+
+def _or_by_numpy(
+    first: Callable[[Tensor], Sequence[Tensor]], second: Callable[[Any], Sequence[Any]], matrix: Tensor
+) -> Sequence[Tensor]:
+    """Return what torch's LAPACK finds, or where it does not converge what numpy's does.
+
+    Raises:
+        LinAlgError: neither converges.
+    """
+    try:
+        return first(matrix)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        try:
+            return [torch.from_numpy(part).to(matrix) for part in second(matrix.cpu().numpy())]
+        except np.linalg.LinAlgError:
+            raise error from None
 
 
 def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
@@ -199,7 +227,7 @@ def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
     least = 1e-26 * float(rows.square().sum()) + 1e-290
     for _ in range(2):
         rows = rows - (rows @ basis.T) @ basis
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        values, vectors = _eigenpairs(rows @ rows.T)
         kept = values > (1e-20 * values[-1:]).clamp(min=least)
         rows = (vectors[:, kept] / values[kept].sqrt()).T @ rows
         least = 0.25
@@ -349,7 +377,7 @@ class _Bidiagonalisation:
     def ritz(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return P, sigma, Q^T of the projected matrix and the residual of each triplet, the wanted ones first."""
         filled = self.projected[: self.filled, : self.filled]
-        left, values, right = torch.linalg.svd(filled)
+        left, values, right = _or_by_numpy(torch.linalg.svd, np.linalg.svd, filled)
         if self._smallest:
             left, values, right = left.flip(1), values.flip(0), right.flip(0)
         residuals = torch.linalg.vector_norm(self.couplings[:, : self.filled] @ left, dim=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from convsv.execution import Execution
 from convsv.gram import Gram
+from convsv.linalg import eigenpairs
 from convsv.peaks import Peak, leading_vectors
 from convsv.rounding import above, below, cholesky_slack, eigenvalue_upper, prove_below
 
@@ -151,7 +152,7 @@ def _raised(
     matrices = _at(coefficients, grid, points, points, owners)
     uppers = eigenvalue_upper(matrices)
     best = int(uppers.argmax())
-    values, vectors = torch.linalg.eigh(matrices[best])
+    values, vectors = eigenpairs(matrices[best])
     turns = grid.numerators(points, points)[best] / np.array(grid.denominators)
     return float(uppers[best]), Peak(2 * math.pi * turns, int(owners[best]), vectors[:, -1:], float(values[-1]))
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convsv.cells import Cells
+from convsv.errors import ComputationError
 from convsv.execution import Execution
 from convsv.gram import Gram
+from convsv.linalg import eigenpairs
 from convsv.rounding import Precision, above, below, gamma
 from convsv.symbol import symbol, symbol_error
 
@@ -84,7 +86,10 @@ def leading_vectors(hermitian: Tensor, start: Tensor, restarts: int = 2, steps: 
         for _ in range(min(steps, size) - 1):
             space.append(_image(hermitian, space[-1]) * shrink)
         basis = torch.linalg.qr(torch.cat(space, -1))[0]
-        ritz, combination = torch.linalg.eigh(torch.bmm(basis.mH, torch.bmm(hermitian, basis)))
+        try:
+            ritz, combination = eigenpairs(torch.bmm(basis.mH, torch.bmm(hermitian, basis)))
+        except ComputationError:  # a peak needs not be the best: any vector shows something
+            return (vector.conj() * _image(hermitian, vector)).sum((1, 2)).real, vector
         values, vector = ritz[:, -1], torch.bmm(basis, combination[..., -1:])
     return values, vector
 
@@ -237,7 +242,10 @@ def _best_frequencies(polynomials: Polynomial, frequencies: NDArray[np.float64])
     here = frequencies
     current, gradient, hessian = polynomials.derivatives(here)
     for _ in range(2):
-        values, axes = np.linalg.eigh(-hessian)
+        try:
+            values, axes = np.linalg.eigh(-hessian)
+        except np.linalg.LinAlgError:
+            break  # what does not climb is a peak all the same
         # Uphill whatever the signs of the curvature; axes of degree 0 have neither slope nor curvature.
         sizes = np.abs(values)
         sizes = np.maximum(sizes, 1e-12 * np.maximum(sizes.max(-1, keepdims=True), 1e-300))

@@ -343,6 +343,7 @@ class LayerReport:
         folded: name of the batch normalisation that all results have taken in.
         failures: those of ``unavailable`` that exist but could not be computed (numerical failure, out of memory); the
             others do not exist for this layer.
+        unread: why its weights could not be read from the file, if so; all that needs them is unavailable.
         clip: what clipping did to it, where that was asked for.
         check: what the gate says, where that was asked for.
     """
@@ -360,6 +361,7 @@ class LayerReport:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    unread: str | None = None
     folded: str | None = None
     clip: Clipping | None = None
     check: Check | None = None

@@ -41,6 +41,8 @@ __all__ = [
     "unscale",
 ]
 
+_FAILURE: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
 DOUBLE = 2.0**-53
 """Unit roundoff of float64."""
 
@@ -169,7 +171,7 @@ def eigenvalue_upper(hermitian: Tensor, estimate: Tensor | None = None) -> Tenso
         ComputationError: no bound could be proved (an entry is not finite).
     """
     if estimate is None:
-        estimate = torch.linalg.eigvalsh(hermitian)[:, -1]
+        estimate = _estimated(hermitian)
     size = hermitian.shape[-1]
     start = gamma(16 * size + 16)
     bound = torch.full((hermitian.shape[0],), math.inf, dtype=torch.float64, device=hermitian.device)
@@ -185,6 +187,37 @@ def eigenvalue_upper(hermitian: Tensor, estimate: Tensor | None = None) -> Tenso
             return bound
         excess *= 8
     raise ComputationError("no upper bound of an eigenvalue could be proved", found="a matrix that is not finite")
+
+
+def _estimated(hermitian: Tensor) -> Tensor:
+    """Return about the largest eigenvalues; where LAPACK does not find them the largest row sums, which are above."""
+    try:
+        found: Tensor = torch.linalg.eigvalsh(hermitian)[:, -1]
+    except _FAILURE:
+        pairs = _by_numpy(hermitian)
+        found = hermitian.abs().sum(-1).amax(-1) if pairs is None else pairs[0][:, -1]
+    return found
+
+
+def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Return about the largest eigenvalue ``(1,)`` and its vector; where LAPACK fails, what needs none of it."""
+    try:
+        values, vectors = torch.linalg.eigh(gram)
+    except _FAILURE:
+        pairs = _by_numpy(gram)
+        if pairs is None:
+            return gram.abs().sum(-1).amax(-1, keepdim=True), gram[:, gram.abs().amax(0).argmax()]
+        values, vectors = pairs
+    return values[-1:], vectors[:, -1]
+
+
+def _by_numpy(hermitian: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the eigenpairs that another LAPACK finds, if it does."""
+    try:
+        values, vectors = np.linalg.eigh(hermitian.cpu().numpy())
+    except np.linalg.LinAlgError:
+        return None
+    return torch.from_numpy(values).to(hermitian.device), torch.from_numpy(vectors).to(hermitian.device)
 
 
 def matrix_norm(matrix: Tensor) -> tuple[float, float]:
@@ -213,10 +246,9 @@ def matrix_norm(matrix: Tensor) -> tuple[float, float]:
     precision = Precision.of(scaled)
     long, frobenius = scaled.shape[1], float(torch.linalg.matrix_norm(scaled))
     gram = scaled @ scaled.mH
-    values, vectors = torch.linalg.eigh(gram)
+    estimate, vector = _leading(gram)
     forming = precision.inner(long) * frobenius**2 * (1 + gamma(matrix.numel() + 16))
-    upper = above(math.sqrt(float(eigenvalue_upper(gram[None], values[None, -1])[0]) + forming), 4)
-    vector = vectors[:, -1]
+    upper = above(math.sqrt(float(eigenvalue_upper(gram[None], estimate)[0]) + forming), 4)
     image, length = scaled.mH @ vector, float(torch.linalg.vector_norm(vector))
     ratio = float(torch.linalg.vector_norm(image)) / length
     # Of the product, and of both norms and their quotient.

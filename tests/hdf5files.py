@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import h5py
 import ml_dtypes
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from convsv.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from convsv.checkpoints import Checkpoint, StoredTensor, _child, _hdf5, open_checkpoint
 from convsv.checkpoints.writing import Edit, save_edited
 
 RNG = np.random.default_rng(5)
@@ -166,3 +168,18 @@ def extent(path: Path, name: str) -> range:
     with h5py.File(path) as file:
         dataset = file[name]
         return range(dataset.id.get_offset(), dataset.id.get_offset() + dataset.nbytes)
+
+
+def mortal(monkeypatch: pytest.MonkeyPatch, folder: Path, deadly: set[bytes], how: str) -> list[object]:
+    """A child that works but for some datasets, whose reading ends it; returns a list that gets an item a start."""
+    source = Path(_hdf5.__file__).with_name("_hdf5_child.py").read_text()
+    before = "            request = json.loads(line)\n"
+    assert before in source
+    dies = f"            if bytes.fromhex(request.get('path', '')) in {deadly!r}:\n                {how}\n"
+    child = folder / "child.py"
+    child.write_text(source.replace(before, before + dies).replace("import sys\n", "import signal\nimport sys\n"))
+    monkeypatch.setattr(_hdf5, "_CHILD", child)
+    starts: list[object] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(_child.subprocess, "Popen", lambda *a, **o: starts.append(a) or popen(*a, **o))
+    return starts

@@ -316,13 +316,21 @@ def test_a_layer_with_a_problem_says_so() -> None:
     assert report.norm is None
 
 
-def test_a_tensor_that_cannot_be_read_raises_with_the_layers_name() -> None:
+def test_weights_that_cannot_be_read_are_asked_for_once_and_make_everything_unavailable() -> None:
+    asked = []
+
     def unreadable() -> NDArray[Any]:
-        raise CheckpointError("short read")
+        asked.append(1)
+        raise CheckpointError("short read", found="3 bytes")
 
     layer = replace(layer_with(KERNEL), read=unreadable, name="deep.layer")
+    report = analyze_layer(layer, replace(QUICK, methods=method_names()))
+    assert len(asked) == 1
+    assert report.unavailable == dict.fromkeys(("norm", *method_names()), "short read (found 3 bytes)")
+    assert report.unread == "short read (found 3 bytes)"
+    assert (report.norm, report.results, report.failures) == (None, {}, ())
     with pytest.raises(CheckpointError, match=r"deep\.layer"):
-        analyze_layer(layer, QUICK)
+        certified_norm(layer, QUICK)
 
 
 # -------------------------------------------------------------------------------------------------------------- options

@@ -6,6 +6,7 @@ import torch
 
 from convsv.bounds import Problem, bound
 from convsv.bounds._iterations import certified_lower, random_inputs
+from convsv.linalg import eigenpairs
 from convsv.operator import ConvOperator
 
 __all__ = ["boroojeny2024"]
@@ -36,5 +37,5 @@ def boroojeny2024(problem: Problem) -> float:
         vectors = torch.linalg.qr(product.T)[0].T.reshape(-1, *operator.input_shape)
     # The leading Ritz vector of the subspace, rather than its first column.
     images = operator.apply(vectors).flatten(1)
-    best = torch.linalg.eigh(images @ images.T)[1][:, -1] @ vectors.flatten(1)
+    best = eigenpairs(images @ images.T)[1][:, -1] @ vectors.flatten(1)
     return certified_lower(problem, problem.geometry, best.reshape(1, *operator.input_shape))

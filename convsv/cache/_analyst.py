@@ -79,7 +79,7 @@ class Cached:
             self.found += 1
             return
         self.computed += 1
-        if entry.key is None or report.failures or not self._keeps(report):
+        if entry.key is None or report.failures or report.unread or not self._keeps(report):
             return
         try:
             body = encoded(report)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convsv.checkpoints._child import Child, folders_of
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._file import RegularFile
-from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError, error_context
+from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
 __all__ = ["Dataset", "Hdf5File", "Worker", "find_superblock", "library_folders"]
 
@@ -130,6 +130,7 @@ class Hdf5File:
         """
         self.size = self.file.size if self.size < 0 else self.size
         self._worker = Worker(self.file, self.start, self.size)
+        self._unreadable: dict[bytes, CheckpointError] = {}
         try:
             answer = self._worker.ask_json({"do": "index"})
         finally:
@@ -154,12 +155,21 @@ class Hdf5File:
             if dataset.offset is not None:
                 raw: bytes | bytearray = self.file.read(dataset.offset, dataset.byte_size)
             else:
-                request, seconds = {"do": "read", "path": dataset.raw_path.hex()}, VALUE_SECONDS
-                seconds += dataset.byte_size / BYTES_A_SECOND
-                raw = self._worker.ask_bytes(request, dataset.byte_size, seconds)
+                raw = self._decoded(dataset)
             dtype = DTYPES[dataset.dtype].newbyteorder(dataset.order)  # type: ignore[arg-type]
             values = np.frombuffer(raw, dtype).reshape(dataset.shape)
             return values.astype(dtype.newbyteorder("="), copy=False)
+
+    def _decoded(self, dataset: Dataset) -> bytearray:
+        # What failed once is not asked for again: it would take the time of the others.
+        if (known := self._unreadable.get(dataset.raw_path)) is not None:
+            raise type(known)(known.what, found=known.found, advice=known.advice)
+        request, seconds = {"do": "read", "path": dataset.raw_path.hex()}, VALUE_SECONDS
+        try:
+            return self._worker.ask_bytes(request, dataset.byte_size, seconds + dataset.byte_size / BYTES_A_SECOND)
+        except CheckpointError as error:
+            self._unreadable[dataset.raw_path] = error
+            raise
 
 
 def _dataset(item: Mapping[str, Any], start: int, end: int) -> Dataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -240,6 +240,9 @@ class _ClipRun(Run):
         models = self._task.models
         selection = Selection(self._sources, models.include, models.exclude)
         return write_clipped(self._checkpoint, self._outcomes, self._target.out, selection, force=self._target.force)
+
+    def _say_unread(self, checkpoint: CheckpointReport, unread: Mapping[str, Sequence[str]]) -> None:
+        """Nothing: that the file is refused for it has been said."""
 
     def _say_clipped(self, written: bool) -> None:
         clips = [outcome.clip for outcome in self._outcomes if outcome.clip]

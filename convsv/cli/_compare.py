@@ -210,7 +210,7 @@ class _CompareRun(Run):
         layer = side.layers.get(name)
         if layer is None:
             return None
-        kernel, report, why_not = None, None, ""
+        kernel, report, why_not, unread = None, None, "", None
         try:
             grouped = layer.kernel()
             kernel = grouped.reshape(-1, *grouped.shape[2:])
@@ -218,10 +218,9 @@ class _CompareRun(Run):
         except (UnavailableError, GeometryError) as error:
             why_not = error.what
         except CheckpointError as error:
-            self._failed(known, error)
-            why_not = error.what
+            why_not = unread = error.reason
         if report is None:
-            report = replace(describe(layer), unavailable={"norm": why_not})
+            report = replace(describe(layer), unavailable={"norm": why_not}, unread=unread)
         side.reports[name] = _without_values(report)
         return Version(report, kernel, why_not, known.sha256, known.format)
 

@@ -16,7 +16,7 @@ from convsv.cli._screen import Screen
 from convsv.cli._task import Task
 from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra
 from convsv.cli.plot import Kind
-from convsv.errors import OutputError, UnavailableError, UsageError
+from convsv.errors import CheckpointError, OutputError, UnavailableError, UsageError
 from convsv.reports import Sink
 from convsv.reports._drawing import PictureData, Surface
 from convsv.reports.figures import FigureStyle, format_of_figure, render, require_matplotlib
@@ -163,7 +163,7 @@ class _PlotRun(Run):
 
         assert self._figures is not None
         assert self._checkpoint is not None
-        with suppress(UnavailableError):  # the certified norm says why
+        with suppress(UnavailableError, CheckpointError):  # the certified norm says why
             values = largest_on_torus(layer, Execution("cpu"))
             plane = values if values.ndim < 3 else values.max(axis=tuple(range(2, values.ndim)))
             self._figures.data.surfaces[self._checkpoint.path, layer.weight] = Surface(plane, values.ndim)

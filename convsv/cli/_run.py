@@ -19,7 +19,7 @@ from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
-from convsv.errors import ConvsvError, OutputError, UsageError, error_context
+from convsv.errors import CheckpointError, ConvsvError, OutputError, UsageError, error_context
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
@@ -238,10 +238,11 @@ class Run:
             checkpoint = open_checkpoint(path)
             large, hollow = _size(checkpoint)
             hashed = not hollow and (self._task.command != "layers" or not large)
-            known = CheckpointReport(path, checkpoint.format, checkpoint.sha256() if hashed else None)
+            sha256, unhashed = _hashed(checkpoint) if hashed else (None, _HOLLOW if hollow else None)
+            known = CheckpointReport(path, checkpoint.format, sha256)
             models = self._task.models
             found = discover(checkpoint, geometry=sources, include=models.include, exclude=models.exclude)
-        problems = (*checkpoint.problems, *found.problems, *([_HOLLOW] if hollow else []))
+        problems = (*checkpoint.problems, *found.problems, *([unhashed] if unhashed else []))
         self._say(path, problems, found)
         self._layers, self._checkpoint = found.layers, checkpoint
         return replace(known, problems=problems), found.layers
@@ -300,17 +301,31 @@ class Run:
     def _say_missing(self, checkpoint: CheckpointReport) -> None:
         """Say which results are unavailable, and count what was assumed."""
         reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+        unread: dict[str, list[str]] = defaultdict(list)
         for layer in checkpoint.layers:
             for what, why in layer.unavailable.items():
-                reasons[what, why].append(layer.name)
+                if why != layer.unread:
+                    reasons[what, why].append(layer.name)
+            if layer.unread:
+                unread[layer.unread].append(layer.name)
             self._assumed.update(assumed(layer))
             self._leaning += bool(assumed(layer))
             self._codes += [5] if layer.failures else []
+        self._say_unread(checkpoint, unread)
         for (what, why), names in list(reasons.items())[:_LINES]:
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-            self._screen.warning(f"{checkpoint.path}: no {what} for {shown}: {why}")
+            self._screen.warning(f"{checkpoint.path}: no {what} for {_first(names)}: {why}")
         if len(reasons) > _LINES:
             self._screen.warning(f"{checkpoint.path}: and {len(reasons) - _LINES} more reasons; see the report")
+
+    def _say_unread(self, checkpoint: CheckpointReport, unread: Mapping[str, Sequence[str]]) -> None:
+        """Say which layers' weights could not be read: the checkpoint is damaged, whatever else was read of it."""
+        for why, names in list(unread.items())[:_LINES]:
+            error = CheckpointError(f"weights cannot be read: {why}", path=checkpoint.path, tensor=_first(names))
+            self._screen.error(error)
+            self._codes.append(exit_code(error))
+        if len(unread) > _LINES:
+            error = CheckpointError(f"and {len(unread) - _LINES} more reasons; see the report", path=checkpoint.path)
+            self._screen.error(error)
 
     def _say_assumed(self) -> None:
         if self._assumed:
@@ -327,6 +342,19 @@ class Run:
             self._screen.note(f"{counted(known, 'layer')} known from an earlier call; --no-cache computes anew")
         if folder and folder.trouble and self._screen.verbose:
             self._screen.note(f"{folder.path}: nothing is kept for later calls: {folder.trouble}")
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _hashed(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
+    """Return the hash of a checkpoint, or why there is none: what cannot be read need not be a layer."""
+    try:
+        return checkpoint.sha256(), None
+    except CheckpointError as error:
+        return None, f"not hashed: {error.reason}"
 
 
 def _size(checkpoint: Checkpoint) -> tuple[bool, bool]:

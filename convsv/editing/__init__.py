@@ -133,16 +133,18 @@ def refuse(outcomes: Sequence[Outcome]) -> None:
     """Refuse to write where the promise cannot be kept for every layer that has a norm.
 
     Layers that are unavailable because of the file's own data (NaN, quantised) have none: they are reported, and stay
-    as they are.
+    as they are. One whose weights cannot be read may have any norm.
 
     Raises:
         ComputationError: it cannot; names the layers, and why.
+        CheckpointError: so it is, for the weights of one cannot be read.
     """
     broken = [outcome for outcome in outcomes if outcome.reason and not outcome.unavailable]
     if not broken:
         return
+    broken.sort(key=lambda outcome: outcome.unread)  # as among exit codes: the other reasons win
     more = f", and {len(broken) - 1} more layers cannot either" if len(broken) > 1 else ""
-    raise ComputationError(
+    raise (CheckpointError if broken[0].unread else ComputationError)(
         f"cannot be clipped: {broken[0].reason}{more}; nothing is written",
         tensor=broken[0].layer.name,
         advice="leave such layers out with --exclude",

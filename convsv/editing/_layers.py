@@ -16,6 +16,7 @@ from convsv.clipping import ClipOptions, Clipped, clip_layer
 from convsv.describe import describe
 from convsv.editing._plan import ClipPlan, holding
 from convsv.errors import (
+    CheckpointError,
     ComputationError,
     ContradictionError,
     GeometryError,
@@ -44,6 +45,7 @@ class Outcome:
         reason: why nothing could be done that was asked for.
         failed: whether it could have been, but for a numerical failure or a lack of memory.
         unavailable: whether the file's own data are the reason (NaN, quantised): such a layer has no norm to keep.
+        unread: whether its weights could not be read from the file.
         edits: what is to be stored.
         digest: of the kernel that a reader must find afterwards.
     """
@@ -53,6 +55,7 @@ class Outcome:
     reason: str | None = None
     failed: bool = False
     unavailable: bool = False
+    unread: bool = False
     edits: tuple[Edit, ...] = field(default=(), repr=False)
     digest: bytes = b""
 
@@ -61,7 +64,8 @@ class Outcome:
         report = describe(self.layer)
         if self.reason is not None:
             missing = {**report.unavailable, "clip": self.reason}
-            return replace(report, unavailable=missing, failures=("clip",) if self.failed else ())
+            why = self.reason if self.unread else None
+            return replace(report, unavailable=missing, failures=("clip",) if self.failed else (), unread=why)
         if self.clip is None:
             return report
         norm = self.clip.norm_after if written else self.clip.norm_before
@@ -97,7 +101,6 @@ def clip_layers(layers: Iterable[ConvLayer], plan: ClipPlan) -> Iterator[Outcome
 
     Raises:
         UsageError: what a file states about a layer contradicts the rest.
-        CheckpointError: a tensor could not be read.
         ContradictionError: two certified statements exclude each other.
     """
     chosen = list(layers)
@@ -169,10 +172,11 @@ def _attempted(group: Sequence[tuple[ConvLayer, ClipOptions]], plan: ClipPlan) -
         return _together(group, plan)
     except ContradictionError:
         raise
+    except CheckpointError as error:
+        return [Outcome(layer, reason=error.reason, unread=True) for layer, _ in group]
     except (GeometryError, ComputationError) as error:
-        found = f" (found {error.found})" if error.found else ""
         advice = f"; {error.advice}" if error.advice else ""
-        reason, failed = error.what + found + advice, not isinstance(error, (UnavailableError, GeometryError))
+        reason, failed = error.reason + advice, not isinstance(error, (UnavailableError, GeometryError))
     except (ArithmeticError, MemoryError, RuntimeError) as error:
         reason, failed = str(error).splitlines()[0] if str(error) else type(error).__name__, True
     return [
@@ -187,6 +191,8 @@ def _has_weights(layer: ConvLayer) -> bool:
         layer.kernel()
     except UnavailableError:
         return False
+    except CheckpointError:  # it could be read a moment ago
+        return True
     return True
 
 

@@ -14,7 +14,14 @@ from functools import cached_property
 from typing import TypeVar
 
 from convsv.describe import describe
-from convsv.errors import ComputationError, ContradictionError, GeometryError, UnavailableError, error_context
+from convsv.errors import (
+    CheckpointError,
+    ComputationError,
+    ContradictionError,
+    GeometryError,
+    UnavailableError,
+    error_context,
+)
 from convsv.gate._baseline import known_of
 from convsv.gate._norm import SAME, GateOptions, Known, LayerNorm, decided, has_not_grown
 from convsv.gate._product import check_product
@@ -37,7 +44,6 @@ def check_layers(layers: Iterable[ConvLayer], policy: Policy, options: GateOptio
         options: how to decide.
 
     Raises:
-        CheckpointError: a tensor could not be read.
         ContradictionError: two certified statements exclude each other.
     """
     for layer in layers:
@@ -54,6 +60,7 @@ class _Gate:
         self._needs_norm = policy.max_product is not None
         self._known = options.known(layer.name)
         self._failures: list[str] = []
+        self._unread: str | None = None
         self._unavailable: dict[str, str] = {}
 
     def report(self) -> LayerReport:
@@ -74,6 +81,7 @@ class _Gate:
             results=results,
             unavailable={**blank.unavailable, **self._unavailable},
             failures=tuple(self._failures),
+            unread=self._unread,
             check=Check(limits.severity, findings),
         )
 
@@ -92,6 +100,10 @@ class _Gate:
         return self._attempted("smallest", compute)
 
     def _finding(self, criterion: str, limit: float) -> Finding:
+        found = self._attempted(criterion, lambda: self._verdict(criterion, limit))
+        return found or Finding(criterion, limit, "UNDECIDED", None, self._unavailable[criterion])
+
+    def _verdict(self, criterion: str, limit: float) -> Finding:
         if criterion == "max_norm":
             return self._max_norm(limit)
         found = self._smallest
@@ -118,10 +130,15 @@ class _Gate:
         Raises:
             ContradictionError: two certified statements exclude each other.
         """
+        if self._unread is not None:  # what failed once is not read again: it may have taken all of its time
+            self._unavailable[name] = self._unread
+            return None
         try:
             return compute()
         except (UnavailableError, GeometryError) as error:
-            self._unavailable[name] = error.what if error.found is None else f"{error.what} (found {error.found})"
+            self._unavailable[name] = error.reason
+        except CheckpointError as error:
+            self._unavailable[name] = self._unread = error.reason
         except ContradictionError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError, ComputationError) as error:

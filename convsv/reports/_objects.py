@@ -139,6 +139,7 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
         "results": results,
         "unavailable": dict(layer.unavailable),
         "failures": list(layer.failures),
+        **({"unread": layer.unread} if layer.unread else {}),
     }
     if layer.symbol_min is not None:
         record["symbol_min"] = _interval(layer.symbol_min)
