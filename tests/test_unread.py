@@ -182,7 +182,9 @@ def test_a_layer_that_cannot_be_read_again_is_undecided(tmp_path: Path, monkeypa
         return read(file, offset, count)
 
     monkeypatch.setattr(_file.RegularFile, "read", once)
-    result = run("check", path, "--max-norm", str(norm.upper * (1 + 1e-7)), "--tol", "0.5", "--format", "json")
+    result = run(
+        "check", path, "--max-norm", str(norm.upper * (1 + 1e-7)), "--tol", "0.5", "--no-cache", "--format", "json"
+    )
     assert result.exit_code == 3
     assert layers_of(result)["a"]["check"]["criteria"]["max_norm"]["verdict"] == "UNDECIDED"
     assert errors(result) == [f"error: {path}: a: weights cannot be read: shrank"]

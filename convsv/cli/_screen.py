@@ -29,7 +29,7 @@ EXIT_CODES = {
     130: "interrupted; what was finished is in the report, marked as partial",
     2: "usage: wrong options, or a file that is not there",
     5: "a result could not be computed or written",
-    3: "a checkpoint, or the weights of a layer, could not be read, or is unsafe to read; the others are still reported",
+    3: "a checkpoint, or a layer's weights, could not be read, or is unsafe to read; the others are still reported",
     1: "a gate says no: `check` found a layer that is certified to fail, `compare --fail-on` a change that was named",
     4: "`check` is undecided: no layer fails, and at least one could not be proved to pass",
     0: "done; of `check`: every layer is certified to pass",
