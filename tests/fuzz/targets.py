@@ -170,7 +170,7 @@ def attack_answer(data: bytes, folder: Path) -> None:
     path.write_bytes(seeds.hdf5())
     with (
         mock.patch.object(_hdf5.Worker, "_ask", return_value=(b"J", bytearray(data))),
-        mock.patch.object(_hdf5.Worker, "ask_bytes", lambda _, __, count: bytearray(count)),
+        mock.patch.object(_hdf5.Worker, "ask_bytes", lambda _, __, count, *___: bytearray(count)),
     ):
         judge_file(path)
 
