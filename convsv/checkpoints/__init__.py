@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from convsv.checkpoints._address import is_address
 from convsv.checkpoints._content import describe_content, describe_folder
 from convsv.checkpoints._file import RegularFile
 from convsv.checkpoints._natural import natural_key
@@ -144,6 +145,11 @@ class Checkpoint:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine; what does not is never hashed, because it is not read whole."""
+        return all(file.is_local for file in self.files)
+
+    @property
     def byte_size(self) -> int:
         """Total size of its files."""
         return sum(file.size for file in self.files)
@@ -180,6 +186,7 @@ FORMATS: Registry[Format] = Registry("format", "convsv.checkpoints")
 """All readers by name."""
 
 
+_NOT_HASHED = "not hashed, because it is not read whole; what the server calls this version: "
 INDEX_SUFFIX = ".index.json"
 """How the index of a sharded checkpoint is recognised among the files of a folder, before its content is asked."""
 
@@ -190,7 +197,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     The content decides the format; the suffix is only mentioned when nothing else tells.
 
     Args:
-        path: the file or folder.
+        path: the file or folder; as a string also the address of a file (``https://``, ``s3://`` ...).
 
     Returns:
         The index. No tensor is read.
@@ -200,16 +207,24 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         UnknownFormatError: no reader recognises the content; the message says what it looks like.
         CheckpointError: it cannot be read, or is unsafe to read; a folder holds none, or more than one.
     """
-    named = Path(path)
     with error_context(path=str(path)):
-        chosen = _only_checkpoint(named) if named.is_dir() else named
-        file = RegularFile(chosen)
+        file = _file(path)
         reader = _reader(file)
         if reader is None:
             what, advice = describe_content(file)
             raise UnknownFormatError("is not a checkpoint convsv can read", found=what, advice=advice)
         opened = reader.open(file)
-        return replace(opened, path=str(path), problems=tuple(map(escaped, opened.problems)))
+        problems = opened.problems if file.is_local else (*opened.problems, _NOT_HASHED + file.version)
+        return replace(opened, path=str(path), problems=tuple(map(escaped, problems)))
+
+
+def _file(path: str | os.PathLike[str]) -> RegularFile:
+    if isinstance(path, str) and is_address(path):
+        from convsv.checkpoints._remote import RemoteFile
+
+        return RemoteFile(path)
+    named = Path(path)
+    return RegularFile(_only_checkpoint(named) if named.is_dir() else named)
 
 
 def find_checkpoints(path: str | os.PathLike[str]) -> list[Path]:

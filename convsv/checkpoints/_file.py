@@ -54,6 +54,28 @@ class RegularFile:
             self._modified = status.st_mtime_ns
             weakref.finalize(self, os.close, self._fd)
 
+    is_local = True
+    """Whether it lies on this machine."""
+    version = ""
+    """What a server elsewhere calls the state that is read."""
+
+    @property
+    def reach(self) -> int:
+        """How far into the file it is worth looking for what it might be."""
+        return self.size
+
+    def sibling(self, name: str) -> RegularFile:
+        """Return the file with a plain name in the same folder.
+
+        Args:
+            name: without any separator.
+
+        Raises:
+            UsageError: there is no such file.
+            CheckpointError: it cannot be opened.
+        """
+        return RegularFile(self.path.parent / name)
+
     def fileno(self) -> int:
         """Return the open descriptor."""
         return self._fd

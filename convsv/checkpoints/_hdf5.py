@@ -55,7 +55,7 @@ def find_superblock(file: RegularFile, start: int = 0) -> int | None:
         CorruptCheckpointError: the file shrank while it was read.
     """
     at = 0
-    while start + at + len(SIGNATURE) <= file.size:
+    while start + at + len(SIGNATURE) <= file.reach:
         if file.read(start + at, len(SIGNATURE)) == SIGNATURE:
             return at
         at = max(512, 2 * at)

@@ -19,7 +19,7 @@ from convsv.checkpoints import RegularFile
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._onnx_strip import TensorRecord
 from convsv.checkpoints._protobuf import BYTES
-from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError, UsageError
+from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, UsageError
 
 __all__ = ["DTYPES", "Beside", "Values", "dtype_name", "varints"]
 
@@ -96,6 +96,7 @@ class Beside:
 
     def __init__(self, file: RegularFile) -> None:
         # A store of files by content links to each of them: what lies beside the model's real file is beside it too.
+        self._is_local = file.is_local
         self._folder = file.path.parent
         self._inside = {Path(os.path.realpath(file.path.parent)), Path(os.path.realpath(file.path)).parent}
         self._opened: dict[str, RegularFile] = {}
@@ -114,7 +115,7 @@ class Beside:
         Raises:
             UnsafeCheckpointError: it leads out of the folder.
             CorruptCheckpointError: it is not there.
-            CheckpointError: it is not a regular file.
+            CheckpointError: it is not a regular file, or the model lies elsewhere.
         """
         if location not in self._opened:
             self._opened[location] = self._open(location)
@@ -125,6 +126,9 @@ class Beside:
         odd = any(c in ":\\" or not c.isprintable() for c in location)
         if not parts or ".." in parts or Path(location).is_absolute() or odd:
             raise UnsafeCheckpointError("names a file outside its folder", found=printable(location))
+        if not self._is_local:
+            advice = "fetch the model with that file"
+            raise CheckpointError("keeps weights in another file", found=printable(location), advice=advice)
         try:
             real = Path(os.path.realpath(self._folder / location))
             if not any(real.is_relative_to(folder) for folder in self._inside):

@@ -294,6 +294,8 @@ def _open_index(file: RegularFile) -> Checkpoint:
     shards = sorted(set(weight_map.values()))
     if len(shards) > MAX_SHARDS:
         raise UnsafeCheckpointError("the index names too many shards", found=f"{len(shards)}, limit {MAX_SHARDS}")
+    for name in shards:
+        _check_plain(name)
     files = {name: _open_shard(file, name) for name in shards}
     tensors, problems = [], []
     for name, shard in files.items():
@@ -327,12 +329,15 @@ def _parse_index(file: RegularFile) -> dict[str, str]:
     return weight_map
 
 
-def _open_shard(index: RegularFile, name: str) -> RegularFile:
-    # The one place where a name found in a file is opened: a plain name, in the folder of the index.
+def _check_plain(name: str) -> None:
     if not name or name in (".", "..") or any(c in "/\\:" or not c.isprintable() for c in name):
         raise UnsafeCheckpointError("the index names a file outside its folder", found=printable(name))
+
+
+def _open_shard(index: RegularFile, name: str) -> RegularFile:
+    # The one place where a name found in a file is opened: a plain name, in the folder of the index.
     try:
-        return RegularFile(index.path.parent / name)
+        return index.sibling(name)
     except UsageError:
         raise CorruptCheckpointError(
             "a shard is missing", found=printable(name), advice="fetch every file that the index names"

@@ -121,6 +121,7 @@ class Inputs:
             UsageError: there is no such file, or nothing matches.
             CheckpointError: a folder, or a pattern, holds no checkpoint.
         """
+        from convsv.checkpoints.addresses import checkpoints_at, is_address
         from convsv.checkpoints.patterns import checkpoints_in, is_pattern, matching_checkpoints
 
         if Path(model).is_dir():
@@ -128,6 +129,9 @@ class Inputs:
             return found, found == [model]
         if "\0" not in model and os.path.lexists(model):
             return [model], True
+        if is_address(model):
+            found = checkpoints_at(model, pattern=pattern)
+            return found, found == [model]
         if pattern and is_pattern(model):
             return matching_checkpoints(model, self._accepts), False
         raise UsageError("no such file", path=model)

@@ -237,7 +237,7 @@ class Run:
         with error_context(path=path):
             checkpoint = open_checkpoint(path)
             large, hollow = _size(checkpoint)
-            hashed = not hollow and (self._task.command != "layers" or not large)
+            hashed = checkpoint.is_local and not hollow and (self._task.command != "layers" or not large)
             sha256, unhashed = _hashed(checkpoint) if hashed else (None, _HOLLOW if hollow else None)
             known = CheckpointReport(path, checkpoint.format, sha256)
             models = self._task.models

@@ -98,8 +98,10 @@ def refuse_format(checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that could not be written, before anything is computed.
 
     Raises:
-        CheckpointError: its format cannot be edited.
+        CheckpointError: its format cannot be edited, or it lies elsewhere.
     """
+    if not checkpoint.is_local:
+        raise CheckpointError("cannot be edited", path=checkpoint.path, found="an address", advice="fetch it first")
     if not isinstance(FORMATS[checkpoint.format], EditableFormat):
         raise CheckpointError(
             "cannot be edited",
