@@ -83,7 +83,7 @@ def rows(*args: str) -> list[dict[str, Any]]:
 def large(path: Path, layers: int = 40) -> int:
     """Write a checkpoint whose header is small beside its weights, and return its size."""
     kernel = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
-    save_file({f"layers.{n}.conv.weight": kernel for n in range(layers)}, path)
+    save_file({f"layers.{n}.conv.weight": kernel + np.float32(n) for n in range(layers)}, path)
     return path.stat().st_size
 
 

@@ -21,6 +21,8 @@ __all__ = ["MOST_FETCHED", "RemoteFile"]
 BLOCK = 1 << 16
 """Reads of at most this size fetch whole blocks of it, which are kept for a while; longer ones what they need."""
 _BLOCKS_KEPT = 256
+_LATEST = 1 << 27
+"""The latest longer read is kept up to this size: a weight is read to be hashed, and again to be analysed."""
 _PIECE = 1 << 23
 _AHEAD = 1 << 23
 
@@ -68,6 +70,7 @@ class RemoteFile(RegularFile):
         self._address = address
         self._lock = threading.RLock()
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._latest = (0, 0, b"")
         self._spool: _Spool | None = None
         with error_context(path=address):
             check_address(address)
@@ -127,6 +130,13 @@ class RemoteFile(RegularFile):
             return self._exactly(offset, count) if count > BLOCK else self._from_blocks(offset, count)
 
     def _exactly(self, offset: int, count: int) -> bytes:
+        if self._latest[:2] == (offset, count):
+            return self._latest[2]
+        data = self._fetched(offset, count)
+        self._latest = (offset, count, data) if count <= _LATEST else (0, 0, b"")
+        return data
+
+    def _fetched(self, offset: int, count: int) -> bytes:
         at, end, parts = offset, offset + count, []
         while at < end and at // BLOCK in self._blocks:
             parts.append(self._blocks[at // BLOCK][at % BLOCK :][: end - at])
