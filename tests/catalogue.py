@@ -14,6 +14,7 @@ from pathlib import Path
 import reference
 import sessions
 from schemadoc import json_keys
+from shortcuts import shortcuts
 from tables import code, escaped, summary, table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -82,6 +83,7 @@ _README, _REFERENCE, _BOUNDS, _COMMANDS = "README.md", "docs/reference.md", "doc
 
 PARTS: dict[str, tuple[tuple[str, ...], Callable[[], str]]] = {
     "output": ((_README,), output),
+    "shortcuts": ((_README,), shortcuts),
     "commands": ((_README, _COMMANDS), commands),
     "help": ((_COMMANDS,), reference.help_texts),
     "formats": ((_README, _REFERENCE), formats),

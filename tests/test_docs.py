@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import catalogue
 import convsv
 import sessions
+import shortcuts
+import trained
 from convsv.cli import app
 from convsv.geometry import ORIGINS
 
@@ -23,6 +25,8 @@ DOCUMENTS = sorted(
 )
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+WANTED = re.findall(r"^convsv .*$", README, re.MULTILINE)
+MEASURED = ("output", "shortcuts")
 NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
 
 
@@ -31,7 +35,7 @@ def relative_links(document: Path) -> list[str]:
     return [target for target in targets if "://" not in target]
 
 
-@pytest.mark.parametrize("name", [name for name in catalogue.PARTS if name != "output"])
+@pytest.mark.parametrize("name", [name for name in catalogue.PARTS if name not in MEASURED])
 def test_the_catalogue_is_current(name: str) -> None:
     made = catalogue.PARTS[name][1]()
     assert catalogue.current(name) == [made] * len(catalogue.PARTS[name][0]), "run `make docs`"
@@ -45,9 +49,36 @@ def assert_alike(shown: str, printed: str) -> None:
     )
 
 
-def test_the_shown_output_is_what_the_command_prints() -> None:
-    (shown,) = catalogue.current("output")
-    assert_alike(shown, catalogue.output())
+@pytest.mark.parametrize("name", MEASURED)
+def test_measured_parts_show_what_is_measured(name: str) -> None:
+    (shown,) = catalogue.current(name)
+    assert_alike(shown, catalogue.PARTS[name][1]())
+
+
+def test_every_shortcut_of_the_readme_is_outside_the_certified_norm() -> None:
+    for found in shortcuts.measured():
+        assert not found.norm.lower * (1 - 1e-6) <= found.gives <= found.norm.upper * (1 + 1e-6), found.done
+
+
+def test_what_the_readme_says_of_a_trained_network_is_so(shared_checkpoints: Path) -> None:
+    said = re.search(
+        r"the matrix gives (\S+) to (\S+) of the norm, and ten power iterations stay up to (\d+) %", README
+    )
+    assert said is not None
+    matrix, missing = [], []
+    for name, kernel in trained.resnet20(shared_checkpoints).items():
+        block = re.match(r"layer(\d)\.(\d\.conv1)?", name)
+        size = 32 >> max(0, int(block[1]) - 1 - (block[2] == "0.conv1")) if block else 32
+        geometry = trained.at_size(name, kernel, size).geometry
+        report = convsv.analyze(kernel, geometry)[0]
+        iterated = convsv.bounds(kernel, geometry, names=["farnia2019"])["farnia2019"]
+        assert report.norm is not None
+        assert report.norm_at_size is not None
+        matrix.append(shortcuts.weight_matrix(kernel.transpose(2, 3, 1, 0)) / report.norm.lower)
+        missing.append(1 - iterated.value / report.norm_at_size.lower)  # type: ignore[union-attr]
+    assert len(matrix) == 19
+    assert (f"{min(matrix):.2f}", f"{max(matrix):.2f}") == (said[1], said[2])
+    assert f"{100 * max(missing):.0f}" == said[3]
 
 
 @pytest.mark.parametrize("document", sessions.DOCUMENTS)
@@ -74,8 +105,30 @@ def test_the_python_examples_run(example: str, monkeypatch: pytest.MonkeyPatch) 
     exec(compile(example, "README.md", "exec"), {})
 
 
+@pytest.fixture
+def a_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be in a folder with what the README's commands name."""
+    copies = {"model.pt": "digits-module.pt", "a.pt": "digits.pt", "b.safetensors": "digits.safetensors"}
+    copies |= {"model.keras": "digits.keras", "weights.pt": "digits.pt"}
+    for name, sample in copies.items():
+        (tmp_path / name).write_bytes((REPOSITORY / "sample_checkpoints" / sample).read_bytes())
+    (tmp_path / "facts.toml").write_text('[layers."down"]\nstride = 2\n', encoding="utf-8")
+    net = "from torch.nn import Conv2d, Sequential\n\ndef build():\n    return Sequential(Conv2d(3, 8, 3))\n"
+    (tmp_path / "my_net.py").write_text(net, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("a_users_folder")
+def test_the_commands_that_are_often_wanted_run() -> None:
+    for line in WANTED:
+        done = CliRunner().invoke(app, shlex.split(line, comments=True)[1:])
+        assert done.exit_code == 0, f"{line}\n{done.stderr}"
+        assert done.stdout or " -o " in line
+
+
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 2
+    assert len(WANTED) >= 10
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
