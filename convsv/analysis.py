@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "analyze",
     "analyze_layer",
     "certified_norm",
+    "certified_upper",
     "method_names",
 ]
 
@@ -136,6 +138,24 @@ def certified_norm(layer: ConvLayer, options: AnalysisOptions, *, at_size: bool 
         return _LayerWork(layer, options).certified(at_size=at_size)
 
 
+def certified_upper(layer: ConvLayer, options: AnalysisOptions) -> tuple[float, str]:
+    """Return a certified upper bound of one layer's norm, and the operator that it is about: the better of two.
+
+    Args:
+        layer: the layer.
+        options: where to compute, and how finely.
+
+    Returns:
+        The bound of the layer as it runs, where that is known and smaller, else that of any size.
+
+    Raises:
+        UnavailableError: the layer has no norm, with the reason.
+        CheckpointError: its tensor could not be read.
+    """
+    with error_context(tensor=layer.name):
+        return _LayerWork(layer, options).upper()
+
+
 class _LayerWork:
     """The results of one layer so far."""
 
@@ -159,6 +179,15 @@ class _LayerWork:
     def certified(self, *, at_size: bool) -> Interval:
         """Return the norm of any size, or that at the layer's own."""
         return self._own_size() if at_size else self._any_size(self._shared.in_its_units(self._shared.norm[0]))
+
+    def upper(self) -> tuple[float, str]:
+        """Return the smaller upper end, and which operator it is about."""
+        norm = self.certified(at_size=False)
+        if not self._layer.geometry.guessed("size", "stride", "padding"):
+            with suppress(GeometryError):
+                at_size = self._shared.in_its_units(self._shared.upper_at_size)
+                norm = min(norm, at_size, key=lambda interval: interval.upper)
+        return norm.upper, norm.of
 
     def method(self, name: str) -> None:
         """Compute the results of one method."""

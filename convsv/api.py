@@ -257,7 +257,7 @@ def network_bound(
     """Return a certified Lipschitz constant of a whole network in inference, and each operation's part in it.
 
     Args:
-        network: a PyTorch model, or a graph.
+        network: a PyTorch model, or a graph: that of an ONNX file is ``open_checkpoint(path).network()``.
         inputs: for a model, the positional arguments of its ``forward`` for a batch of one, or their shapes: it is run
             once to see what it does. Nothing it does may depend on the values of its input but through torch.
         output: name of an output: a place in what the model returns (``"0"``), a key, an output of the graph, or any

@@ -61,7 +61,13 @@ class _Grid:
 
 
 def certify_at_size(
-    kernel: Tensor, geometry: Geometry, norm: Interval, peak: Peak | None, *, execution: Execution | None = None
+    kernel: Tensor,
+    geometry: Geometry,
+    norm: Interval,
+    peak: Peak | None,
+    *,
+    execution: Execution | None = None,
+    lower: bool = True,
 ) -> Interval:
     """Return a certified interval of the norm of the layer as it runs.
 
@@ -71,6 +77,7 @@ def certify_at_size(
         norm: certified interval of the size-free norm for this geometry.
         peak: where that norm is attained, as :func:`convsv.certificate.certify_with_peak` gives it.
         execution: where to compute.
+        lower: whether the lower end is wanted, which takes most of the time of a large layer; else it may be 0.
 
     Returns:
         The interval, ``of`` for instance ``"zeros 56x56"``.
@@ -91,7 +98,8 @@ def certify_at_size(
         return Interval(0.0, 0.0, of)
     parts = without_dilation(geometry, kernel_size)
     if parts is not None:
-        return _direct_sum([certify_at_size(kernel, part, norm, peak, execution=execution) for part in parts], of)
+        found = [certify_at_size(kernel, part, norm, peak, execution=execution, lower=lower) for part in parts]
+        return _direct_sum(found, of)
     exponent = power_of_two_scale(float(kernel.abs().max()))
     scaled = scale_by_power(kernel, -exponent).to(execution.torch_device)
     copies = _copies(geometry, kernel_size)
@@ -108,15 +116,17 @@ def certify_at_size(
     grid = _containing(geometry, kernel_size)
     if grid is not None:
         top = above(math.ldexp(norm.upper, -exponent))
-        found, evaluations, highest = _grid_norm(gram(form.kernel, precision), form, grid, top, peaks, execution)
-        upper = min(upper, unscale(found, exponent, down=False))
+        bound, evaluations, highest = _grid_norm(gram(form.kernel, precision), form, grid, top, peaks, execution)
+        upper = min(upper, unscale(bound, exponent, down=False))
         peaks += [highest] if highest else []
-    lower = unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True)
+    if not lower:
+        return replace(Interval(0.0, upper, of), evaluations=evaluations)
+    least = unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True)
     # On images of few pixels more the circles are too large to be near: there the matrix is worth its cost.
-    if upper > lower * (1 + _WIDE) and (small := _dense_norm(operator, _DENSE_SIDE_IF_WIDE)) is not None:
-        lower = max(lower, unscale(small[0], exponent, down=True))
+    if upper > least * (1 + _WIDE) and (small := _dense_norm(operator, _DENSE_SIDE_IF_WIDE)) is not None:
+        least = max(least, unscale(small[0], exponent, down=True))
         upper = min(upper, unscale(small[1], exponent, down=False))
-    return replace(_checked(lower, upper, of), evaluations=evaluations)
+    return replace(_checked(least, upper, of), evaluations=evaluations)
 
 
 def _direct_sum(parts: list[Interval], of: str) -> Interval:

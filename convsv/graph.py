@@ -6,6 +6,7 @@ network's input is a value; everything else that an operation takes is a constan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -27,16 +28,21 @@ class Constant:
     """A tensor that an operation takes and that does not depend on the network's input.
 
     Attributes:
-        shape: its shape.
+        shape: its shape, None where unknown.
         read: returns its values; None where nobody knows them.
         key: what the model or the file calls it, ``""`` where it has no name.
         problem: why nobody knows its values.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     read: Callable[[], NDArray[Any]] | None = field(default=None, repr=False, compare=False)
     key: str = ""
     problem: str = "the values of a tensor that it takes are not known"
+
+    @property
+    def size(self) -> int | None:
+        """How many entries it has, None where unknown."""
+        return None if self.shape is None else math.prod(self.shape)
 
     def values(self) -> NDArray[np.float64]:
         """Return its values in float64, which holds every narrower dtype exactly.

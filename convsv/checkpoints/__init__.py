@@ -22,6 +22,7 @@ from convsv.checkpoints._natural import natural_key
 from convsv.checkpoints._place import Place
 from convsv.errors import CheckpointError, UnknownFormatError, UsageError, error_context, escaped
 from convsv.geometry import GeometryFacts
+from convsv.graph import Network
 from convsv.registry import Registry
 
 __all__ = [
@@ -128,6 +129,7 @@ class Checkpoint:
         modules: what the file says about modules; empty when it holds weights only.
         problems: what was dropped or refused while indexing, one line each.
         files: every file it consists of, for hashing.
+        network: reads the graph of all operations, where the file holds one; may raise ``CheckpointError``.
     """
 
     path: str
@@ -136,6 +138,7 @@ class Checkpoint:
     modules: tuple[ModuleFacts, ...] = ()
     problems: tuple[str, ...] = ()
     files: tuple[RegularFile, ...] = ()
+    network: Callable[[], Network] | None = field(default=None, repr=False, compare=False)
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file; of several files, that of the lines ``hash  name`` sorted by name."""

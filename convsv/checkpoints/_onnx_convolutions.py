@@ -18,7 +18,7 @@ from convsv.checkpoints._onnx_weights import Weight, find_tensor, find_weight, w
 from convsv.errors import CheckpointError
 from convsv.geometry import GeometryFacts, PaddingSpec
 
-__all__ = ["Call", "find_calls"]
+__all__ = ["Call", "find_calls", "own_facts"]
 
 _FUSED = {"FusedConv": "com.microsoft"}
 """A convolution with its activation, as ONNX Runtime writes it."""
@@ -102,6 +102,18 @@ def _call(graph: Graph, node: Node, beside: Beside) -> Call:
 
 
 def _facts(graph: Graph, node: Node, kernel: tuple[int, ...], beside: Beside) -> GeometryFacts:
+    facts = own_facts(graph, node, kernel)
+    return facts if facts.transposed else _with_pad_before(graph, node, kernel, facts, beside)
+
+
+def own_facts(graph: Graph, node: Node, kernel: tuple[int, ...]) -> GeometryFacts:
+    """Return the geometry of a node that convolves, without what a Pad before it adds.
+
+    Args:
+        graph: the graph of the node.
+        node: a Conv or ConvTranspose.
+        kernel: its spatial taps.
+    """
     transposed = node.op == "ConvTranspose"
     ones = (1,) * len(kernel)
     facts = GeometryFacts(
@@ -115,8 +127,7 @@ def _facts(graph: Graph, node: Node, kernel: tuple[int, ...], beside: Beside) ->
     )
     if transposed:
         return _transposed(node, kernel, facts)
-    facts = replace(facts, padding=_padding(node, kernel, facts))
-    return _with_pad_before(graph, node, kernel, facts, beside)
+    return replace(facts, padding=_padding(node, kernel, facts))
 
 
 def _size(graph: Graph, value: str, dims: int) -> tuple[int, ...] | None:

@@ -27,18 +27,19 @@ def require_onnx() -> None:
         raise CheckpointError("is an ONNX model, and onnx is not installed", advice="pip install 'convsv[onnx]'")
 
 
-def prepare(model: bytes) -> AnonymousFile:
+def prepare(model: bytes, *, whole: bool = False) -> AnonymousFile:
     """Return a model with its functions inlined, its constants folded and the shapes of its values.
 
     Args:
         model: a ``ModelProto`` without weights.
+        whole: the shapes of all values, for a batch of one; else of those that convolutions take.
 
     Raises:
         CheckpointError: onnx cannot do it: the model is damaged, or takes too much time or memory.
     """
     child = _Preparation(AnonymousFile("model", model))
     try:
-        return AnonymousFile("model", bytes(child.ask_message({}, MAX_ANSWER)))
+        return AnonymousFile("model", bytes(child.ask_message({"whole": whole}, MAX_ANSWER)))
     finally:
         child.close()
 

@@ -8,7 +8,8 @@ Anything else computes the weight, and its values are not in the file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -19,9 +20,18 @@ from convsv.checkpoints._content import printable
 from convsv.checkpoints._onnx_graph import Graph, Node
 from convsv.checkpoints._onnx_strip import MAX_RANK, TensorRecord
 from convsv.checkpoints._onnx_tensors import DTYPES, Beside, Values, dtype_name
-from convsv.errors import CheckpointError
+from convsv.errors import CheckpointError, error_context
 
-__all__ = ["Step", "Weight", "find_tensor", "find_weight", "whole_numbers"]
+__all__ = [
+    "Step",
+    "Weight",
+    "find_operand",
+    "find_tensor",
+    "find_weight",
+    "module_path",
+    "read_through",
+    "whole_numbers",
+]
 
 MAX_STEPS = 32
 MAX_NUMBERS = 256
@@ -86,6 +96,17 @@ def find_weight(graph: Graph, node: Node, beside: Beside) -> Weight:
     if node.op in _QUANTISED and weight.shape is not None:
         return replace(weight, problem=f"its weights are quantised ({weight.dtype}, for {node.op})")
     return weight
+
+
+def find_operand(graph: Graph, value: str, beside: Beside) -> Weight:
+    """Follow whatever an operator takes back to where it is stored.
+
+    Args:
+        graph: the graph of the operator.
+        value: what the operator calls it.
+        beside: opens files beside the model.
+    """
+    return _follow(graph, value, beside)
 
 
 def find_tensor(graph: Graph, name: str) -> tuple[TensorRecord, tuple[str, ...]] | None:
@@ -251,3 +272,33 @@ _STEPS: Mapping[str, Callable[[Shape, Node, Graph, Beside], Step | None]] = {
     "Unsqueeze": _unsqueeze,
 }
 """Operators that show a weight from another side: shape and node -> what they do, None where that is not read."""
+
+
+# -------------------------------------------------------------------------------------------------- values and names
+
+
+def read_through(values: Values, steps: Iterable[Step], path: str, key: str) -> NDArray[Any]:
+    """Return a stored tensor, seen through some steps.
+
+    Raises:
+        CheckpointError: it could not be read.
+    """
+    with error_context(path=path, tensor=printable(key)):
+        array = values.read()
+        for step in steps:
+            array = step.apply(array)
+        return array
+
+
+def module_path(name: str, op: str) -> str:
+    """Return the module path that PyTorch's exporter writes into a node's name: ``/layer1/layer1.0/conv1/Conv``."""
+    *scopes, last = name.strip("/").split("/")
+    if not name.startswith("/") or not scopes or not re.fullmatch(re.escape(op) + r"(_\d+)?", last):
+        return name
+    path: list[str] = []
+    for scope in scopes:
+        if path and scope.startswith(path[-1] + "."):
+            path[-1] = scope  # a child of a Sequential repeats its parent
+        else:
+            path.append(scope)
+    return ".".join(path)

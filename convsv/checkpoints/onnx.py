@@ -10,7 +10,6 @@ Every Conv and ConvTranspose node is a convolution, and nothing else is: no shap
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,10 +22,11 @@ from convsv.checkpoints._content import printable
 from convsv.checkpoints._file import AnonymousFile
 from convsv.checkpoints._onnx_convolutions import Call, find_calls
 from convsv.checkpoints._onnx_graph import Graph, read_graph
+from convsv.checkpoints._onnx_network import read_network
 from convsv.checkpoints._onnx_prepare import prepare, require_onnx
 from convsv.checkpoints._onnx_strip import MODEL_GRAPH, Stripped, TensorRecord, strip
 from convsv.checkpoints._onnx_tensors import Beside, Values, dtype_name
-from convsv.checkpoints._onnx_weights import Step, Weight, find_tensor
+from convsv.checkpoints._onnx_weights import Weight, find_tensor, module_path, read_through
 from convsv.checkpoints._protobuf import BYTES, VARINT, Field, Wire
 from convsv.checkpoints.naming import locate
 from convsv.checkpoints.rules import AXES, is_kernel_name
@@ -77,6 +77,7 @@ class Onnx:
             modules=tuple(modules),
             problems=(*problems, *index.problems),
             files=(file, *index.beside.files),
+            network=partial(read_network, file),
         )
 
 
@@ -158,7 +159,7 @@ class _Index:
             key=key,
             shape=tensor.dims,
             dtype=dtype_name(tensor.code),
-            read=partial(_read, values, (), str(tensor.file.path), key),
+            read=partial(read_through, values, (), str(tensor.file.path), key),
             container=path,
             identity=values.identity,
             problem=values.problem,
@@ -202,7 +203,7 @@ class _Index:
             stored,
             shape=weight.shape,
             dtype=weight.dtype,
-            read=partial(_read, values, weight.steps, str(weight.tensor.file.path), key),
+            read=partial(read_through, values, weight.steps, str(weight.tensor.file.path), key),
             identity=(stored.identity, *(step.name for step in weight.steps)),
             problem=problem or stored.problem,
         )
@@ -224,7 +225,7 @@ class _Index:
         call = layer.calls[0]
         place = locate(layer.weight.key, slashes=False)
         said = [place.layer] if place.owner and is_kernel_name(place.leaf) else []
-        said += [_module_path(call.node.name, call.node.op)] if call.node.name else []
+        said += [module_path(call.node.name, call.node.op)] if call.node.name else []
         name = next((name for name in (*said, layer.weight.key) if name and name not in self._taken), layer.weight.key)
         self._taken.add(name)
         return name
@@ -260,28 +261,6 @@ def _grouped(calls: Iterable[Call]) -> list[_Layer]:
         key = (weight.path, weight.key, steps, call.facts.transposed, call.problem or weight.problem)
         layers.setdefault(key, _Layer(weight)).calls.append(call)
     return list(layers.values())
-
-
-def _module_path(name: str, op: str) -> str:
-    """Return the module path that PyTorch's exporter writes into a node's name: ``/layer1/layer1.0/conv1/Conv``."""
-    *scopes, last = name.strip("/").split("/")
-    if not name.startswith("/") or not scopes or not re.fullmatch(re.escape(op) + r"(_\d+)?", last):
-        return name
-    path: list[str] = []
-    for scope in scopes:
-        if path and scope.startswith(path[-1] + "."):
-            path[-1] = scope  # a child of a Sequential repeats its parent
-        else:
-            path.append(scope)
-    return ".".join(path)
-
-
-def _read(values: Values, steps: Iterable[Step], path: str, key: str) -> NDArray[Any]:
-    with error_context(path=path, tensor=printable(key)):
-        array = values.read()
-        for step in steps:
-            array = step.apply(array)
-        return array
 
 
 def _no_values() -> NDArray[Any]:

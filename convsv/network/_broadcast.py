@@ -30,6 +30,9 @@ def copies(operation: Operation, place: int, around: Surroundings) -> float:
         UnavailableError: a shape is not known.
     """
     given, made = around.shape(operation.inputs[place]), operation.shape
+    others = operation.constants.values()
+    if len(operation.inputs) == 1 and others and all(constant.size == 1 for constant in others):
+        return 1.0  # together with one number
     if given is not None and given == made and None not in given:
         return 1.0
     size = math.prod(known_shape(given, "the shape of a value it takes"))

@@ -90,11 +90,13 @@ def log_softmax(operation: Operation, around: Surroundings) -> Step:
     Raises:
         UnavailableError: n is not known.
     """
-    shape = around.shape(operation.inputs[0])
-    axis = operation.settings.get("axis")
-    if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) or shape[axis] is None:
+    count = operation.settings.get("count")
+    shape, axis = around.shape(operation.inputs[0]), operation.settings.get("axis")
+    if count is None and shape is not None and isinstance(axis, int) and -len(shape) <= axis < len(shape):
+        count = shape[axis]
+    if count is None:
         raise UnavailableError("the size of the axis that log_softmax runs along is not known")
-    return Step((above(math.sqrt(shape[axis] or 1)),))
+    return Step((above(math.sqrt(count)),))
 
 
 @rule("logsumexp", factor="1", why="its gradient is a probability vector")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from convsv.errors import UnavailableError
@@ -82,11 +81,11 @@ def _is_of_a_gate(maker: Operation) -> bool:
     """Tell whether an operation does in a gate what its kind says: scales by one number, adds 1, is odd around 1/2."""
     if maker.kind == "scale":
         constant = maker.constants.get("factor")
-        return constant is None or math.prod(constant.shape) == 1
+        return constant is None or constant.size == 1
     if maker.kind == "add":
         term = maker.settings.get("term")
         constant = maker.constants.get("term")
-        if constant is not None and math.prod(constant.shape) == 1:
+        if constant is not None and constant.size == 1:
             term = float(constant.values().reshape(()))
         return term == 1 and maker.settings.get("weights", (1.0,)) == (1.0,)
     wanted = {"hardsigmoid": 0.5, "softplus": 1.0}.get(maker.kind)

@@ -24,14 +24,16 @@ __all__ = ["matrix_layer"]
 @rule("conv", factor="certified norm", why="the least of those at its own size and at any")
 def convolution(operation: Operation, around: Surroundings) -> Step:
     """Bound a convolution; with the padding before it as one layer, where its own adds nothing."""
-    layer = _layer(operation)
-    factor, of = around.layer_norm(layer)
-    return Step((factor,), of=of, shortcut=_with_padding(operation, layer, around))
-
-
-def _layer(operation: Operation) -> ConvLayer:
     assert operation.layer is not None
-    return operation.layer
+    layer, wrong, beside = _with_norm(operation, operation.layer)
+    factor, of = around.layer_norm(layer)
+    padded = _with_padding(operation, layer, around)
+    shortcut = padded and (padded[0], _plus(padded[1], wrong), padded[2] + beside)
+    return Step((_plus(factor, wrong),), of=of + beside, shortcut=shortcut)
+
+
+def _plus(factor: float, wrong: float) -> float:
+    return above(factor + wrong) if wrong else factor
 
 
 def _with_padding(operation: Operation, layer: ConvLayer, around: Surroundings) -> tuple[str, float, str] | None:
@@ -72,11 +74,14 @@ def linear(operation: Operation, around: Surroundings) -> Step:
         UnavailableError: the weight is no matrix.
     """
     weight = operation.constants["weight"]
-    if len(weight.shape) not in (1, 2):
-        raise UnavailableError(f"its weight has {len(weight.shape)} axes, not 2")
+    if weight.shape is None or len(weight.shape) not in (1, 2):
+        raise UnavailableError("its weight is no matrix", found=f"shape {weight.shape}")
     shape = (1, *weight.shape)[-2:]
-    factor, _ = around.layer_norm(matrix_layer(operation.name, lambda: weight.values().reshape(shape), shape))
-    return Step((factor,), of=f"{shape[0]}x{shape[1]} matrix")
+    matrix = matrix_layer(operation.name, lambda: weight.values().reshape(shape), shape)
+    layer, wrong, beside = _with_norm(operation, matrix)
+    factor = _plus(around.layer_norm(layer)[0], wrong)
+    times = abs(float(operation.settings.get("factor", 1.0)))
+    return Step((factor if times == 1 else above(factor * times),), of=f"{shape[0]}x{shape[1]} matrix{beside}")
 
 
 # ------------------------------------------------------------------------------------------------- scales of channels
@@ -84,10 +89,8 @@ def linear(operation: Operation, around: Surroundings) -> Step:
 
 @rule("batch_norm", factor="max |gamma| / sqrt(var + eps)", why="in inference it scales channels")
 def batch_norm(operation: Operation, around: Surroundings) -> Step:
-    """Bound a batch normalisation in inference, by itself and with the convolution before it as one layer."""
-    scales = _scales(operation)
-    alone = above(float(np.abs(scales).max(initial=0.0)), 8)
-    return Step((alone,), shortcut=_folded(operation, scales, around))
+    """Bound a batch normalisation in inference that no layer has taken in."""
+    return Step((above(float(np.abs(_scales(operation)).max(initial=0.0)), 8),))
 
 
 def _scales(operation: Operation) -> NDArray[np.float64]:
@@ -105,28 +108,20 @@ def _scales(operation: Operation) -> NDArray[np.float64]:
     return scales
 
 
-def _folded(operation: Operation, scales: NDArray[np.float64], around: Surroundings) -> tuple[str, float, str] | None:
-    """Return the norm of the layer before together with the scales of its outputs, from that layer's input."""
-    before = around.maker(operation.inputs[0])
-    if before is None or before.kind not in ("conv", "linear"):
-        return None
-    layer = before.layer
-    if before.kind == "linear":
-        weight = before.constants["weight"]
-        if len(weight.shape) != 2 or before.settings.get("transposed") or len(before.shape or ()) != 2:
-            return None
-        layer = matrix_layer(before.name, weight.values, weight.shape)
-    if layer is None or layer.problem or (before.layer and len(before.shape or ()) not in (0, layer.geometry.dims + 2)):
-        return None  # without a batch axis the channels of the one are no channels of the other
-    kernel = layer.kernel()
+def _with_norm(operation: Operation, layer: ConvLayer) -> tuple[ConvLayer, float, str]:
+    """Return a layer with the normalisation that it has taken in, what its norm may then be wrong by, and their name.
+
+    Raises:
+        UnavailableError: a variance is not positive.
+    """
+    if "variance" not in operation.constants:
+        return layer, 0.0, ""
+    kernel, scales = layer.kernel(), _scales(operation)
     channels = (kernel.shape[0], 1, kernel.shape[2]) if layer.geometry.transposed else (*kernel.shape[:2], 1)
-    if math.prod(channels) != scales.size or scales.ndim != 1:
-        return None
     folded = kernel * scales.reshape(*channels, *[1] * (kernel.ndim - 3))
     stored = from_canonical(folded, "OIK")
     made = replace(layer, shape=stored.shape, dtype="float64", layout="OIK", read=lambda: stored)
-    factor, of = around.layer_norm(made)
-    return before.inputs[0], above(factor + _rounding(folded, layer)), f"with {before.name}: {of}"
+    return made, _rounding(folded, layer), f", with {operation.settings['norm']}"
 
 
 def _rounding(folded: NDArray[np.float64], layer: ConvLayer) -> float:

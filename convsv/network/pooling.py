@@ -21,7 +21,9 @@ from convsv.rounding import DOUBLE, above, matrix_norm
 __all__ = ["axis_windows", "most_windows"]
 
 _LARGEST_AXIS = 2048
-"""Places of an axis up to which its matrix is looked at; above, Schur's test is near enough."""
+"""Places of an axis up to which its matrix is decomposed; above, Schur's test is near enough."""
+_LARGEST_MATRIX = 1 << 22
+"""Entries of the matrix of an axis that is looked at at all."""
 
 
 def most_windows(kernel: int, stride: int, dilation: int) -> int:
@@ -71,7 +73,8 @@ def average_pool(operation: Operation, around: Surroundings) -> Step:
     factor = 1.0
     for n, m, k, s, pair in zip(sizes, made, kernel, stride, padding, strict=True):
         counted = bool(settings["counts_padding"])
-        if n is None or m is None:
+        if n is None or m is None or n * m > _LARGEST_MATRIX:
+            # Schur's test: rows sum to at most 1, and a place is in no more windows than these.
             weight = 1 / k if counted and not settings.get("ceil") else 1.0
             factor = above(factor * math.sqrt(-(-k // s) * weight), 4)
         else:
@@ -123,10 +126,18 @@ def _taken_together(operation: Operation, around: Surroundings) -> int | None:
 
 
 def _sizes(operation: Operation, around: Surroundings) -> list[tuple[int, int]]:
+    """Return (places, windows) an axis.
+
+    Raises:
+        UnavailableError: they are not known, or enormous.
+    """
     dims = int(operation.settings["dims"])
     given = known_shape(around.shape(operation.inputs[0]), "the size that it pools")
     made = known_shape(operation.shape, "the size that it makes")
-    return list(zip(given[-dims:], made[-dims:], strict=True))
+    pairs = list(zip(given[-dims:], made[-dims:], strict=True))
+    if any(n * m > _LARGEST_MATRIX for n, m in pairs):
+        raise UnavailableError("it pools over too large an axis to be looked at")
+    return pairs
 
 
 # ------------------------------------------------------------------------------------------------------ one axis alone

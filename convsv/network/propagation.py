@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from convsv.analysis import AnalysisOptions, analyze_layer
-from convsv.errors import ComputationError, ContradictionError, UnavailableError, UsageError
+from convsv.analysis import AnalysisOptions, certified_upper
+from convsv.errors import ComputationError, ContradictionError, GeometryError, UnavailableError, UsageError
 from convsv.graph import Network, Operation, Shape
 from convsv.layer import ConvLayer
 from convsv.network import RULES, Join, Step
+from convsv.network._fusing import fused
 from convsv.results import NetworkBound, OperationBound
 from convsv.rounding import DOUBLE, above
 
@@ -38,6 +39,7 @@ def bound_network(
         Certified: every factor is rounded up, and so is every product and sum. The shares are estimates.
     """
     chosen = _chosen(network, output)
+    network = fused(network, None if chosen in network.outputs else chosen)
     work = _Work(network, options or AnalysisOptions())
     values = {*network.outputs.values(), network.outputs.get(chosen, chosen)}
     wanted = {operation.name for value in values for operation in network.leading_to(value)}
@@ -119,17 +121,8 @@ class _Work:
     def layer_norm(self, layer: ConvLayer) -> tuple[float, str]:
         known = self._norms.get(id(layer))
         if known is None:
-            known = self._norms[id(layer)] = layer, self._certified(layer)
+            known = self._norms[id(layer)] = layer, certified_upper(layer, self.options)
         return known[1]
-
-    def _certified(self, layer: ConvLayer) -> tuple[float, str]:
-        report = analyze_layer(layer, self.options)
-        if report.norm is None:
-            raise (ComputationError if report.failures else UnavailableError)(report.unavailable["norm"])
-        at_size = report.norm_at_size
-        if at_size is not None and at_size.upper < report.norm.upper:
-            return at_size.upper, at_size.of
-        return report.norm.upper, report.norm.of
 
     # -------------------------------------------------------------------------------------------------- the bounds
 
@@ -143,7 +136,7 @@ class _Work:
             return  # for the reason of an earlier one
         try:
             upper, bounded = self._joined(operation, self._step(operation))
-        except UnavailableError as error:
+        except (UnavailableError, GeometryError) as error:
             self.reasons[operation.name] = error.what if error.found is None else f"{error.what} (found {error.found})"
             return
         except ContradictionError:

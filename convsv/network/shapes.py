@@ -15,6 +15,9 @@ from convsv.rounding import above
 
 __all__: list[str] = []
 
+_LARGEST = 1 << 24
+"""Places of a padded axis whose copies are counted."""
+
 
 @rule("identity", "reshape", "slice", factor="1", why="entries are moved or left out, none is copied")
 def isometry(operation: Operation, around: Surroundings) -> Step:
@@ -38,7 +41,7 @@ def gather(operation: Operation, around: Surroundings) -> Step:
     places = operation.constants["places"].values().astype(np.int64).ravel()
     axis = int(operation.settings["axis"])
     size = known_shape(around.shape(operation.inputs[0]), "the shape of what it picks from")[axis]
-    most = int(np.bincount(places % max(size, 1), minlength=1).max())
+    most = int(np.unique(places % max(size, 1), return_counts=True)[1].max(initial=1))
     return Step((above(math.sqrt(most)) if most > 1 else 1.0,))
 
 
@@ -57,6 +60,8 @@ def pad(operation: Operation, around: Surroundings) -> Step:
     for n, (before, after) in zip(shape[len(shape) - len(amounts) :], amounts, strict=True):
         if min(before, after) < 0:
             raise UnavailableError("it crops and copies at one time")
+        if n + before + after > _LARGEST:
+            raise UnavailableError("it pads an axis that is too long to be looked at")
         try:
             most *= padding_multiplicity(mode, n, before, after) if before or after else 1
         except GeometryError as error:

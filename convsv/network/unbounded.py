@@ -17,6 +17,7 @@ REASONS: Mapping[str, str] = {
     "own_statistics": "a batch normalisation that divides by the statistics of its own batch",
     "random": "it is random",
     "unit_length": "it divides by the length of its input: near zero no constant bounds that",
+    "steep": "its slope has no bound on all inputs",
     "unknown": "no rule is known for it",
     "changed": "it changes a tensor in place, and another value is a part of that tensor",
     "stranger": "it takes a tensor that is neither a parameter, a buffer nor made by an operation that was seen",

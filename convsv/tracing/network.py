@@ -254,7 +254,7 @@ class _Watcher(TorchFunctionMode):
         constant, geometry = self._constant(weight), resolve(taps, [("traced", facts)])
         dtype, problem = str(weight.dtype).removeprefix("torch."), None if constant.read else constant.problem
         read = constant.read or _no_values
-        layer = ConvLayer(whole.name, constant.key, constant.shape, dtype, "OIK", geometry, read, problem=problem)
+        layer = ConvLayer(whole.name, constant.key, tuple(weight.shape), dtype, "OIK", geometry, read, problem=problem)
         return replace(whole, kind="conv", constants={"weight": constant}, layer=layer)
 
     def _constant(self, tensor: Tensor) -> Constant:

@@ -427,6 +427,10 @@ FUNCTIONS: dict[str, tuple[str, Translate]] = {
     "multi_head_attention_forward": (_ANY, lambda call: Told("attention")),
     **dict.fromkeys(("bmm", "einsum", "baddbmm", "bilinear"), (_ANY, lambda call: Told("product"))),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), (_ANY, lambda call: Told("recurrence"))),
+    **dict.fromkeys(
+        ("exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "tan", "sinh", "cosh"),
+        (_ANY, lambda call: Told("steep")),
+    ),
     "normalize": (_ANY, lambda call: Told("unit_length")),
 }
 """Function -> (names of its parameters in order, what translates a call of it)."""
