@@ -53,12 +53,12 @@ Rows = list[tuple[str, Any, Mapping[str, Bound]]]
 def _measured(settings: Settings) -> Rows:
     rows: Rows = []
     for network in networks(settings):
-        for _, kernel in network.plain():
+        for name, kernel in network.plain():
             padding = tuple(((k - 1) // 2, k // 2) for k in kernel.shape[2:])
             geometry = Geometry((32, 32) if not settings.quick else (8, 8), (1, 1), padding)
             found = bounds(kernel, geometry, names=(*UPPER, *LOWER))
-            kept = {name: bound for name, bound in found.items() if isinstance(bound, Bound)}
-            rows.append((network.name, convsv.operator_norm(kernel), kept))
+            kept = {key: bound for key, bound in found.items() if isinstance(bound, Bound)}
+            rows.append((network.name, network.norm(name, kernel), kept))
     return rows
 
 

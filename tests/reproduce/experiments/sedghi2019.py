@@ -299,7 +299,7 @@ def _paint_spectra(figure: Any, curves: Sequence[tuple[str, Array]]) -> None:
 
 def _clip(section: Section, settings: Settings) -> None:
     network = resnet(settings)
-    kernels = list(network.plain())[: 3 if settings.quick else None]
+    kernels = list(network.plain())[:: 3 if settings.quick else 2]
     left, rounds, nearer = [], [], []
     for _, kernel in kernels:
         radius = convsv.operator_norm(kernel, tol=1e-2).upper / 4

@@ -71,7 +71,7 @@ Row = tuple[str, float, dict[str, float]]
 def _measured(network: Network) -> list[Row]:
     rows: list[Row] = []
     for name, kernel in network.plain():
-        norm = convsv.operator_norm(kernel, tol=1e-3)
+        norm = network.norm(name, kernel)
         found = bounds(kernel, names=FOUR)
         values = {key: bound.value for key, bound in found.items() if isinstance(bound, Bound)}
         rows.append((name, norm.lower, values))
