@@ -102,6 +102,8 @@ def loosest(geometry: Geometry) -> Geometry:
     groups = 1 if geometry.guessed("groups") else geometry.groups
     loose_stride = geometry.guessed("stride") or (geometry.guessed("dilation") and max(geometry.stride) > 1)
     stride = (1,) * geometry.dims if loose_stride else geometry.stride
+    if (groups, stride) == (geometry.groups, geometry.stride):
+        return geometry
     return replace(geometry, groups=groups, stride=stride)
 
 

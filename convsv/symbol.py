@@ -69,15 +69,24 @@ def normal_form(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int]) 
         stride: one integer an axis.
         dilation: one integer an axis.
     """
-    taps, left = normal_taps(tuple(kernel.shape[3:]), tuple(stride), tuple(dilation))
     if max(stride, default=1) == 1:
-        return NormalForm(kernel, left, tuple(stride))
+        return NormalForm(kernel, tuple(dilation), tuple(stride))
+    taps, left = _normal_index(tuple(kernel.shape[3:]), tuple(stride), tuple(dilation))
     groups, outputs, inputs = kernel.shape[:3]
     flat = torch.cat([kernel.reshape(groups, outputs, inputs, -1), kernel.new_zeros(groups, outputs, inputs, 1)], -1)
     # A tap of -1 picks the appended zero, by Python's and torch's reading of negative indices alike.
-    gathered = flat[..., torch.from_numpy(taps).to(kernel.device)]
+    gathered = flat[..., taps.to(kernel.device)]
     phases = taps.shape[0]
     return NormalForm(gathered.reshape(groups, outputs, inputs * phases, *taps.shape[1:]), left, tuple(stride))
+
+
+@lru_cache(maxsize=64)
+def _normal_index(
+    kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the index map as a tensor, to be read only."""
+    taps, left = normal_taps(kernel_size, stride, dilation)
+    return torch.from_numpy(taps), left
 
 
 def symbol(kernel: Tensor, frequencies: Tensor) -> Tensor:

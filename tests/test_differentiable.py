@@ -17,7 +17,10 @@ from convsv import operator_norm
 from convsv.bounds import BOUNDS, bounds_of
 from convsv.differentiable import (
     GRADIENTS,
+    WITHOUT_GRADIENT,
+    NormBall,
     SpectralClip,
+    bounded,
     geometry_of,
     layer_bound,
     norm_bound,
@@ -57,29 +60,37 @@ def model() -> nn.Sequential:
 # -------------------------------------------------------------------------------------------------------------- bounds
 
 
+def test_every_bound_is_differentiable_or_says_why_not() -> None:
+    assert {name for name in BOUNDS if name not in GRADIENTS} == set(WITHOUT_GRADIENT)
+    assert all(WITHOUT_GRADIENT.values())
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_values_are_those_of_the_catalogue(case: cases.Case) -> None:
     found = bounds_of(case.layer(), SHARED, execution=CPU)
     for name, result in found.items():
         if isinstance(result, Bound):
             value = norm_bound(kernel_of(case), case.geometry, name).detach()
-            assert float(value) == pytest.approx(result.value, rel=1e-9), name
+            # What is certified has slack for rounding; how near two searches for an estimate end is up to their stop.
+            near = 1e-8 if result.guarantee == "certified" else 1e-6
+            assert float(value) == pytest.approx(result.value, rel=near), name
         else:
             with pytest.raises(UnavailableError):
                 norm_bound(kernel_of(case), case.geometry, name)
 
 
-@pytest.mark.parametrize("name", list(GRADIENTS))
 @pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.id)
-def test_gradients_agree_with_finite_differences(name: str, case: cases.Case) -> None:
-    kernel = kernel_of(case)
-    if name == "norm" and kernel.numel() > 36:
-        pytest.skip("a search for every entry of the kernel takes seconds")
-    try:
-        norm_bound(kernel, case.geometry, name)
-    except UnavailableError as error:
-        pytest.skip(str(error))
-    assert torch.autograd.gradcheck(lambda k: norm_bound(k, case.geometry, name), kernel, eps=1e-6, atol=1e-5)
+def test_gradients_agree_with_finite_differences(case: cases.Case) -> None:
+    for name in GRADIENTS:
+        kernel = kernel_of(case)
+        try:
+            norm_bound(kernel, case.geometry, name)
+        except UnavailableError:
+            continue
+        # Along random directions: entry by entry a search would have to be repeated for every entry of the kernel.
+        assert torch.autograd.gradcheck(
+            lambda k, name=name: norm_bound(k, case.geometry, name), kernel, eps=1e-6, atol=1e-5, fast_mode=True
+        ), name
 
 
 @pytest.mark.parametrize("name", list(GRADIENTS))
@@ -133,7 +144,10 @@ def test_scale_does_not_matter(scale: float) -> None:
         assert other == pytest.approx(one * scale, rel=1e-9)
 
 
-@pytest.mark.parametrize(("bound", "message"), [("gouk2018", "no gradient"), ("nothing", "unknown")])
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [("gouk2018", "no gradient"), ("nothing", "unknown"), ("delattre2023", "one input size")],
+)
 def test_what_cannot_be_asked_for(bound: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         spectral_penalty(nn.Conv2d(1, 1, 3), bound)
@@ -225,8 +239,16 @@ def assert_within(network: nn.Module, radius: float) -> int:
     return count
 
 
-@pytest.mark.parametrize("method", ["scale", "nearest"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("scale", torch.float64),
+        ("scale", torch.float32),
+        ("scale", torch.float16),
+        ("scale", torch.bfloat16),
+        ("nearest", torch.float32),
+    ],
+)
 def test_after_a_clip_no_layer_is_above_the_norm(method: str, dtype: torch.dtype) -> None:
     network = model().to(dtype)
     found = SpectralClip(network, 0.5, method=method).clip()
@@ -292,3 +314,70 @@ def test_a_clip_writes_through_a_parametrisation_or_refuses() -> None:
         SpectralClip(stubborn, 0.2).clip()
     with pytest.raises(UsageError, match="hook"):
         SpectralClip(torch.nn.utils.spectral_norm(nn.Conv2d(2, 3, 3)), 0.2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- ball
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bound", ["singla2021", "norm"])
+def test_a_bounded_layer_is_within_the_norm_and_uses_it(bound: str, dtype: torch.dtype) -> None:
+    network = model()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(4)
+    network.to(dtype)
+    for module in network:
+        if not isinstance(module, nn.Flatten):
+            bounded(module, 0.4, bound)
+    assert assert_within(network, 0.4) == 9
+    if bound == "norm" and dtype == torch.float32:
+        norms = [float(layer_bound(m.weight.detach(), geometry_of(m), "norm")) for m in network if hasattr(m, "stride")]
+        assert min(norms) >= 0.4 * (1 - 2e-3)
+
+
+@pytest.mark.parametrize("bound", ["singla2021", "norm"])
+def test_a_bounded_layer_stays_within_while_it_learns_to_grow(bound: str) -> None:
+    torch.manual_seed(0)
+    layer = bounded(nn.Conv2d(3, 4, 3, padding=1), 0.5, bound)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    images = torch.randn(2, 3, 6, 6)
+    outputs = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = -layer(images).square().mean()
+        outputs.append(-loss.item())
+        loss.backward()
+        optimizer.step()
+        assert assert_within(layer, 0.5) == 1
+    assert outputs[-1] > outputs[0]
+
+
+def test_the_ball_leaves_alone_what_is_within_and_gives_back_what_is_assigned() -> None:
+    layer = nn.Conv2d(2, 2, 3)
+    weight = layer.weight.detach().clone()
+    bounded(layer, 100.0)
+    assert torch.equal(layer.weight, weight)
+    layer.weight = weight * 0.5
+    assert torch.equal(layer.weight, weight * 0.5)
+
+
+def test_the_gradient_through_the_ball_agrees_with_finite_differences() -> None:
+    ball = NormBall(geometry_of(nn.Conv2d(3, 2, 3)), 0.5)
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ball, weight, eps=1e-6, atol=1e-6)
+
+
+def test_the_ball_under_autocast_and_compile() -> None:
+    layer, images = bounded(nn.Conv2d(2, 3, 3), 0.1), torch.ones(1, 2, 5, 5)
+    weight = layer.weight.detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.weight.detach(), weight)
+    with torch.no_grad():
+        assert torch.allclose(torch.compile(layer, backend="eager")(images), layer(images))
+
+
+@pytest.mark.parametrize("bound", ["miyato2018", "grishina2024", "delattre2023", "gouk2018"])
+def test_what_cannot_bound_a_ball(bound: str) -> None:
+    with pytest.raises(UsageError):
+        bounded(nn.Conv2d(1, 1, 3), 1.0, bound)

@@ -29,6 +29,7 @@ __all__ = [
     "gram_symbols",
     "grid_factor",
     "grid_size",
+    "largest_values",
     "transposed_if_tall",
 ]
 
@@ -149,23 +150,35 @@ def energy_suprema(kernel: Tensor, execution: Execution, *, together: bool = Fal
     forming = gamma(count + 8) * math.prod(lags.shape[2:]) * squares
     degrees = tuple(k - 1 for k in kernel.shape[3:])
     size = grid_size(degrees, 32)
-    highest = _largest_values(lags, size, execution)
+    highest = largest_values(lags, size, execution)[0]
     error = forming + symbol_error(lags.flatten(0, 1)[None, :, None])
     return (highest - error).clamp(min=0), (highest + error) * above(grid_factor(degrees, size) ** 2, 8)
 
 
-def _largest_values(lags: Tensor, size: tuple[int, ...], execution: Execution) -> Tensor:
-    """Return the largest |sum_l c_l exp(i l.w)| over the grid, ``(G, R)`` for lags ``(G, R, *L)``."""
+def largest_values(lags: Tensor, size: tuple[int, ...], execution: Execution) -> tuple[Tensor, Tensor]:
+    """Return the largest |sum_l c_l exp(i l.w)| over a grid, and where on it.
+
+    Args:
+        lags: ``(G, R, *L)`` float64.
+        size: points of the grid, one integer an axis.
+        execution: where to compute.
+
+    Returns:
+        Values ``(G, R)`` and indices ``(G, R, d)`` of one of the points each.
+    """
     flat = lags.flatten(0, 1)[None, :, None]
     ones = (1,) * len(size)
 
-    def work(start: int, stop: int, device: torch.device) -> Tensor:
+    def work(start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
         indices, _weights = half_grid(size, start=start, stop=stop)
         if not len(indices):
-            return lags.new_zeros(flat.shape[1])
+            return lags.new_zeros(flat.shape[1]), torch.zeros(flat.shape[1], len(size), dtype=torch.int64)
         values = grid_symbol(NormalForm(flat.to(device), ones, ones), size, indices)
-        return values.abs().amax(0).flatten().to(lags.device)
+        highest, where = values.abs().flatten(1).max(0)
+        return highest.to(lags.device), indices[where.cpu()]
 
     each = 8 * (4 * flat.shape[1] + 6 * math.prod(lags.shape[2:]))
     parts = list(execution.map_chunks(half_grid_span(size), each, work))
-    return torch.stack(parts).amax(0).reshape(lags.shape[:2])
+    highest, chosen = torch.stack([value for value, _ in parts]).max(0)
+    places = torch.stack([where for _, where in parts])[chosen.cpu(), torch.arange(len(chosen))]
+    return highest.reshape(lags.shape[:2]), places.reshape(*lags.shape[:2], len(size))

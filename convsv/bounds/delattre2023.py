@@ -13,9 +13,10 @@ from convsv.geometry import Geometry
 from convsv.rounding import Precision, above, gamma
 from convsv.symbol import grid_symbol, half_grid, half_grid_span, normal_form, symbol_error
 
-__all__ = ["delattre2023", "gram_iteration"]
+__all__ = ["ROUNDS", "circle", "delattre2023", "gram_iteration"]
 
-_ROUNDS = 6
+ROUNDS = 6
+"""Squarings."""
 
 
 @bound(
@@ -37,7 +38,7 @@ def delattre2023(problem: Problem) -> float:
         UnavailableError: the stride does not divide the size.
     """
     geometry = problem.geometry
-    grid = _circle(geometry)
+    grid = circle(geometry)
     form = normal_form(problem.kernel, geometry.stride, geometry.dilation)
 
     def work(start: int, stop: int, device: torch.device) -> float:
@@ -45,7 +46,7 @@ def delattre2023(problem: Problem) -> float:
         if not len(indices):
             return 0.0
         there = type(form)(form.kernel.to(device), form.dilation, form.stride)
-        return float(gram_iteration(grid_symbol(there, grid, indices).flatten(0, 1), _ROUNDS).max())
+        return float(gram_iteration(grid_symbol(there, grid, indices).flatten(0, 1), ROUNDS).max())
 
     each = 16 * 6 * math.prod(form.kernel.shape[:3])
     highest = max(problem.execution.map_chunks(half_grid_span(grid), each, work))
@@ -88,7 +89,7 @@ def _rescaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return norms, matrices / torch.where(norms > 0, norms, torch.ones_like(norms))[:, None, None]
 
 
-def _circle(geometry: Geometry) -> tuple[int, ...]:
+def circle(geometry: Geometry) -> tuple[int, ...]:
     """Return the number of frequencies an axis: the size of the strided side of the layer.
 
     Raises:

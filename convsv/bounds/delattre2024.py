@@ -17,7 +17,7 @@ from convsv.gram import Gram, gram
 from convsv.rounding import DOUBLE, Precision, gamma
 from convsv.symbol import half_grid
 
-__all__ = ["delattre2024"]
+__all__ = ["delattre2024", "rounds_of", "row_sums", "wave_phases"]
 
 _ROUNDS = 4
 _WORK = 1e12
@@ -44,25 +44,37 @@ def delattre2024(problem: Problem) -> float:
     Raises:
         UnavailableError: not even the autocorrelation fits into the memory budget.
     """
+    rounds = rounds_of(problem)
     coefficients = gram(problem.form.kernel)
     degrees = problem.form.degrees
-    rounds = next((t for t in range(_ROUNDS, 0, -1) if _fits(problem, coefficients, degrees, t)), 0)
-    if not rounds:
-        raise UnavailableError("the autocorrelation of the kernel does not fit into the memory budget")
     grid = tuple(2**rounds * d + 1 for d in degrees)
     indices, weights = half_grid(grid)
     powers = _Powers(coefficients, gram_symbols(coefficients, grid, indices), rounds)
-    total = _row_sums(powers, _phases(coefficients, grid, indices), weights, grid)
+    total = _certified_sums(powers, wave_phases(coefficients, grid, indices), weights, grid)
     for scale in reversed(powers.scales):
         total = (scale * total).sqrt() * (1 + 8 * DOUBLE)
     return float(total.max())
 
 
-def _fits(problem: Problem, coefficients: Gram, degrees: tuple[int, ...], rounds: int) -> bool:
-    points = math.prod(2**rounds * d + 1 for d in degrees)
-    entries = coefficients.groups * coefficients.size**2
+def rounds_of(problem: Problem) -> int:
+    """Return t.
+
+    Raises:
+        UnavailableError: not even the autocorrelation fits into the memory budget.
+    """
+    rounds = next((t for t in range(_ROUNDS, 0, -1) if _fits(problem, t)), 0)
+    if not rounds:
+        raise UnavailableError("the autocorrelation of the kernel does not fit into the memory budget")
+    return rounds
+
+
+def _fits(problem: Problem, rounds: int) -> bool:
+    kernel = problem.form.kernel
+    size = min(kernel.shape[1:3])
+    points = math.prod(2**rounds * d + 1 for d in problem.form.degrees)
+    entries = kernel.shape[0] * size**2
     memory = points // 2 * entries * 16 * 2 + points // 2 * points * 8
-    work = points * entries * (4 * coefficients.size * (rounds - 1) + points)
+    work = points * entries * (4 * size * (rounds - 1) + points)
     return memory <= problem.execution.memory and (work <= _WORK or rounds == 1)
 
 
@@ -108,7 +120,7 @@ class _Powers:
         self.error = (self.error / scale + 4 * DOUBLE) * (1 + 8 * DOUBLE)
 
 
-def _phases(coefficients: Gram, grid: tuple[int, ...], indices: Tensor) -> tuple[Tensor, Tensor]:
+def wave_phases(coefficients: Gram, grid: tuple[int, ...], indices: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosines ``(M, 1 + L)`` and sines ``(M, L)`` of l.w for the lags 0 and one of each opposite pair."""
     reach = [range(-(n // 2), n // 2 + 1) for n in grid]
     lags = [lag for lag in itertools.product(*reach) if lag > (0,) * len(grid)]
@@ -116,16 +128,33 @@ def _phases(coefficients: Gram, grid: tuple[int, ...], indices: Tensor) -> tuple
     return gram_phases(wider, grid, indices)
 
 
-def _row_sums(powers: _Powers, phases: tuple[Tensor, Tensor], weights: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _certified_sums(powers: _Powers, phases: tuple[Tensor, Tensor], weights: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Return certified upper bounds of max_i sum_jl |K_l,ij|, ``(G,)``, for the kernel K of the current power.
 
-    K_l is the mean over the grid of Re(G(w) exp(-i l.w)): an inner product of 2 M terms, |G_ij| <= 1 each. Summed over
-    a row, an error of spectral norm e gives at most sqrt(n) e a lag, and there are as many lags as points.
+    K_l is an inner product of 2 M terms, |G_ij| <= 1 each. Summed over a row, an error of spectral norm e gives at most
+    sqrt(n) e a lag, and there are as many lags as points.
+    """
+    points, _groups, n = powers.current.shape[:3]
+    lags = math.prod(grid)
+    each = powers.error + 2 * gamma(2 * points + 64)
+    slack = lags * math.sqrt(n) * each * (1 + 1e-9)
+    sums = row_sums(powers.current, phases, weights, grid)
+    return (sums * (1 + gamma(lags * n + 8)) + slack) * (1 + 4 * DOUBLE)
+
+
+def row_sums(symbols: Tensor, phases: tuple[Tensor, Tensor], weights: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Return max_i sum_jl |K_l,ij|, ``(G,)``, K_l being the mean over the grid of Re(G(w) exp(-i l.w)).
+
+    Args:
+        symbols: G ``(M, G, n, n)``, Hermitian, at one of each pair of conjugate points.
+        phases: what :func:`wave_phases` returns for the points.
+        weights: ``(M,)`` for how many points each stands.
+        grid: points of the grid, one integer an axis.
     """
     cosines, sines = phases
-    points, groups, n = powers.current.shape[:3]
+    points, groups, n = symbols.shape[:3]
     shares = (weights.to(cosines) / math.prod(grid))[:, None]
-    flat = powers.current.reshape(points, -1)
+    flat = symbols.reshape(points, -1)
     zero = (cosines[:, :1] * shares).T @ flat.real
     sums = zero.reshape(groups, n, n).abs().sum(-1)
     for first in range(0, sines.shape[1], 32):
@@ -135,7 +164,5 @@ def _row_sums(powers: _Powers, phases: tuple[Tensor, Tensor], weights: Tensor, g
         magnitudes = kernel.reshape(-1, groups, n, n).abs().sum(0)
         # K_(-l) is the transpose of K_l: its rows are the columns.
         sums = sums + magnitudes.sum(-1) + magnitudes.sum(-2)
-    lags = math.prod(grid)
-    each = powers.error + 2 * gamma(2 * points + 64)
-    slack = lags * math.sqrt(n) * each * (1 + 1e-9)
-    return (sums.amax(-1) * (1 + gamma(lags * n + 8)) + slack) * (1 + 4 * DOUBLE)
+    largest: Tensor = sums.amax(-1)
+    return largest

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from convsv.bounds import Problem, bound
 
-__all__ = ["grishina2024", "tensor_norm"]
+__all__ = ["ROUNDS", "STARTS", "alternate", "contract", "grishina2024", "tensor_norm"]
 
-_STARTS = 4
-_ROUNDS = 200
+STARTS = 4
+"""Random starts."""
+ROUNDS = 200
+"""Most rounds from each."""
 
 
 @bound(
@@ -32,11 +34,19 @@ def grishina2024(problem: Problem) -> float:
     may lie below the layer's norm. Hence an estimate. Random starts (here 4) make that rare, not impossible.
     """
     kernel = problem.form.kernel
-    return float(tensor_norm(kernel, _STARTS, _ROUNDS).max()) * math.sqrt(math.prod(kernel.shape[3:]))
+    return float(tensor_norm(kernel, STARTS, ROUNDS).max()) * math.sqrt(math.prod(kernel.shape[3:]))
 
 
 def tensor_norm(kernel: Tensor, starts: int, rounds: int, tolerance: float = 1e-9) -> Tensor:
     """Return the best local maximum that alternating maximisation (higher-order power method) finds, ``(G,)``.
+
+    The arguments are those of :func:`alternate`.
+    """
+    return alternate(kernel, starts, rounds, tolerance)[0].amax(1)
+
+
+def alternate(kernel: Tensor, starts: int, rounds: int, tolerance: float = 1e-9) -> tuple[Tensor, list[Tensor]]:
+    """Return local maxima ``(G, S)`` of the tensor's product with unit vectors, and the vectors ``(G, S, n)``.
 
     Args:
         kernel: ``(G, O, I, *K)`` real.
@@ -55,15 +65,15 @@ def tensor_norm(kernel: Tensor, starts: int, rounds: int, tolerance: float = 1e-
     for _ in range(rounds):
         before = value
         for way in range(len(ways)):
-            gradient = _contract(tensor, vectors, way).conj()
+            gradient = contract(tensor, vectors, way).conj()
             value = torch.linalg.vector_norm(gradient, dim=-1)
             vectors[way] = _normalised(gradient)
         if bool((value - before <= tolerance * value).all()):
             break
-    return value.amax(1)
+    return value, vectors
 
 
-def _contract(tensor: Tensor, vectors: list[Tensor], kept: int) -> Tensor:
+def contract(tensor: Tensor, vectors: list[Tensor], kept: int) -> Tensor:
     """Apply the tensor ``(G, *ways)`` to all vectors ``(G, S, n)`` but one: ``(G, S, n_kept)``."""
     names = "abcdefgh"[: len(vectors)]
     others = [way for way in range(len(vectors)) if way != kept]

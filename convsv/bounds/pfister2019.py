@@ -13,7 +13,7 @@ from convsv.gram import Gram, gram
 from convsv.rounding import above, eigenvalue_upper, prove_below
 from convsv.symbol import half_grid, half_grid_span
 
-__all__ = ["pfister2019"]
+__all__ = ["pfister2019", "pfister_factor", "pfister_grid"]
 
 _MOST = 32
 """Grid points an axis, as in the usual comparisons."""
@@ -40,16 +40,26 @@ def pfister2019(problem: Problem) -> float:
     """
     taps = problem.form.kernel.shape[3:]
     coefficients = gram(problem.form.kernel)
-    size = _grid(taps, coefficients)
-    factor = math.prod(1 - 2 * (k // 2) / n for k, n in zip(taps, size, strict=True) if k > 1)
+    size = pfister_grid(taps, coefficients.size, coefficients.groups)
     # The eigenvalue is of the computed G(w), which is off by at most coefficients.error.
     highest = _grid_maximum(problem, coefficients, size)
-    return above(math.sqrt(above(highest + coefficients.error, 4)) / math.sqrt(factor), 12 + 4 * len(size))
+    return above(math.sqrt(above(highest + coefficients.error, 4)) * pfister_factor(taps, size), 12 + 4 * len(size))
 
 
-def _grid(taps: tuple[int, ...], coefficients: Gram) -> tuple[int, ...]:
-    """Return the points of the grid, at least four times the degree on each axis."""
-    each = max(4.0 * coefficients.size**3, 1e4) * coefficients.groups
+def pfister_factor(taps: tuple[int, ...], size: tuple[int, ...]) -> float:
+    """Return by how much a grid's maximum can fall short of the true one, as computed."""
+    return 1 / math.sqrt(math.prod(1 - 2 * (k // 2) / n for k, n in zip(taps, size, strict=True) if k > 1))
+
+
+def pfister_grid(taps: tuple[int, ...], channels: int, groups: int) -> tuple[int, ...]:
+    """Return the points of the grid, at least four times the degree on each axis.
+
+    Args:
+        taps: of the kernel, an axis.
+        channels: the smaller number of channels of a group.
+        groups: number of groups.
+    """
+    each = max(4.0 * channels**3, 1e4) * groups
     axes = sum(k > 1 for k in taps)
     points = min(_MOST, max(4, int((2 * _WORK / each) ** (1 / max(1, axes)))))
     return tuple(1 if k == 1 else max(points, 4 * (k // 2)) for k in taps)

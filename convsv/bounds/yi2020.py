@@ -14,7 +14,7 @@ from convsv.bounds.singla2021 import singla2021_r, singla2021_s
 from convsv.rounding import above, below, gamma
 from convsv.symbol import NormalForm, grid_symbol, half_grid, half_grid_span, symbol_error
 
-__all__ = ["yi2020", "yi2020_schur"]
+__all__ = ["schur_cosine", "schur_grid", "yi2020", "yi2020_schur"]
 
 _REFERENCE = "X. Yi: Asymptotic Singular Value Distribution of Linear Convolutional Layers, arXiv:2006.07117, 2020"
 _ENTRIES = 1 << 28
@@ -54,7 +54,7 @@ def yi2020_schur(problem: Problem) -> float:
     """
     kernel, degrees = problem.form.kernel, problem.form.degrees
     symbols = math.prod(kernel.shape[:3])
-    size = tuple(max(n, 3 * d) for n, d in zip(grid_size(degrees, 32, 2 * _ENTRIES // symbols), degrees, strict=True))
+    size = schur_grid(problem.form)
     ones = (1,) * len(size)
 
     def work(start: int, stop: int, device: torch.device) -> float:
@@ -70,7 +70,18 @@ def yi2020_schur(problem: Problem) -> float:
     parts = problem.execution.map_chunks(half_grid_span(size), 48 * symbols, work)
     # Absolute values and sums of at most so many terms in each of the two factors.
     product = max(parts) * (1 + 2 * gamma(kernel.shape[1] + kernel.shape[2] + 16))
+    return above(math.sqrt(above(product / schur_cosine(degrees, size), 4)), 4)
+
+
+def schur_grid(form: NormalForm) -> tuple[int, ...]:
+    """Return the points of the grid an axis, at least three times the degree."""
+    degrees, symbols = form.degrees, math.prod(form.kernel.shape[:3])
+    return tuple(max(n, 3 * d) for n, d in zip(grid_size(degrees, 32, 2 * _ENTRIES // symbols), degrees, strict=True))
+
+
+def schur_cosine(degrees: tuple[int, ...], size: tuple[int, ...]) -> float:
+    """Return prod_i cos(pi d_i / N_i), rounded down."""
     cosine = 1.0
     for degree, count in zip(degrees, size, strict=True):
         cosine = below(cosine * (math.cos(math.pi * degree / count) - 2.0**-50), 2) if degree else cosine
-    return above(math.sqrt(above(product / cosine, 4)), 4)
+    return cosine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -15,19 +15,32 @@ from convsv.bounds import Problem, bounds_of
 from convsv.certificate import Budget, certify
 from convsv.differentiable._entries import GRADIENTS, NORM, WITHOUT_GRADIENT, Gradient
 from convsv.differentiable._layers import canonical
-from convsv.differentiable._maximum import with_slope
+from convsv.differentiable._maximum import with_slopes
 from convsv.errors import GeometryError, UnavailableError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, resolve
 from convsv.layer import ConvLayer, loosest
 from convsv.results import Bound
+from convsv.rounding import DOUBLE
 from convsv.symbol import normal_form
 
-__all__ = ["BUDGET", "DEFAULT", "certified_upper", "eager", "entry_of", "layer_bound", "norm_bound", "without_borders"]
+__all__ = [
+    "BUDGET",
+    "DEFAULT",
+    "certified_upper",
+    "eager",
+    "entry_of",
+    "layer_bound",
+    "layer_bounds",
+    "norm_bound",
+    "without_borders",
+]
 
 DEFAULT = "singla2021_t"
 """The bound of a penalty unless told: above the norm by at most the root of the number of taps, and a small part of a
 training step."""
+_NEAR = 20
+"""Powers of two by which the largest entry may differ from 1 without a need to scale."""
 BUDGET = Budget(evaluations=1_000_000, seconds=None)
 """When to stop certifying: counted in evaluations alone, so that every rank of a group does the same."""
 
@@ -87,36 +100,51 @@ def norm_bound(
         UnavailableError: this layer has no such bound.
     """
     entry, geometry = entry_of(bound), _complete(kernel, geometry)
-    with torch.autocast(kernel.device.type, enabled=False):
-        return _detached(entry, kernel, geometry, tol if certified else None)
+    return _together(entry, [(kernel, geometry)], tol if certified else None)[0]
 
 
-def layer_bound(kernel: Tensor, geometry: Geometry, bound: str = DEFAULT, *, certified: bool = False) -> Tensor:
-    """Return a bound of a layer's norm at every input size, whatever its padding mode; differentiable in the kernel.
+@eager
+def layer_bounds(
+    layers: Sequence[tuple[Tensor, Geometry]], bound: str = DEFAULT, *, certified: bool = False, tol: float = 1e-3
+) -> Tensor:
+    """Return a bound of each layer's norm at every input size, whatever its padding mode; differentiable.
 
     An upper bound is multiplied by what the padding copies (``||pad||``: more than 1 for reflect and replicate), and
     circular padding is read at stride 1, for around a circle that the stride does not divide windows lie nearer.
 
     Args:
-        kernel: as for :func:`norm_bound`.
-        geometry: complete but for the size, which does not count.
+        layers: kernels as for :func:`norm_bound`, and geometries, complete but for the size, which does not count.
         bound: a name in :data:`GRADIENTS`, of a bound that needs no size.
         certified: as for :func:`norm_bound`.
+        tol: as for :func:`norm_bound`.
 
     Returns:
-        A scalar, float64.
+        ``(N,)``, float64, on the device of the first kernel.
 
     Raises:
         UsageError: there is no such bound, or it needs a size.
-        UnavailableError: this layer has no such bound.
+        UnavailableError: a layer has no such bound.
     """
     entry = entry_of(bound)
     if entry.holds_for not in ("any size", "any geometry"):
         raise UsageError("this bound is about one input size", found=bound, advice="use norm_bound with a geometry")
+    width = tol if certified else None
     if entry.side == "lower" and bound != NORM:
-        return norm_bound(kernel, geometry, bound, certified=certified)
-    without, copies = without_borders(geometry, tuple(kernel.shape[2:]))
-    return norm_bound(kernel, without, bound, certified=certified) * copies
+        return _together(entry, layers, width)
+    read = [without_borders(geometry, tuple(kernel.shape[2:])) for kernel, geometry in layers]
+    plain = [(kernel, geometry) for (kernel, _), (geometry, _) in zip(layers, read, strict=True)]
+    values = _together(entry, plain, width)
+    copies = [factor for _, factor in read]
+    if all(factor == 1 for factor in copies):
+        return values
+    product = values * torch.tensor(copies, dtype=values.dtype, device=values.device)
+    # Rounding of the product must not take a certified value below the true one.
+    return product * (1 + 4 * DOUBLE) if certified else product
+
+
+def layer_bound(kernel: Tensor, geometry: Geometry, bound: str = DEFAULT, *, certified: bool = False) -> Tensor:
+    """Return what :func:`layer_bounds` returns for one layer: a scalar."""
+    return layer_bounds([(kernel, geometry)], bound, certified=certified)[0]
 
 
 def certified_upper(kernel: Tensor, geometry: Geometry, tol: float, execution: Execution) -> float:
@@ -176,39 +204,49 @@ def _complete(kernel: Tensor, geometry: Geometry | None) -> Geometry:
 
 
 def _power_of_two(kernel: Tensor) -> float:
-    """Return a power of two near the largest entry, 0 for a kernel of zeros.
+    """Return what to divide by for no square to overflow or vanish: 1 as a rule, 0 for a kernel of zeros.
 
     Raises:
         UnavailableError: an entry is not finite.
     """
-    largest = float(kernel.detach().abs().amax()) if kernel.numel() else 0.0
+    largest = float(torch.linalg.vector_norm(kernel.detach(), math.inf)) if kernel.numel() else 0.0
     if not math.isfinite(largest):
         raise UnavailableError("a weight is NaN or infinite")
-    return math.ldexp(1.0, math.frexp(largest)[1]) if largest > 0 else 0.0
+    exponent = math.frexp(largest)[1]
+    return 0.0 if largest == 0 else 1.0 if abs(exponent) <= _NEAR else math.ldexp(1.0, exponent)
 
 
-def _detached(entry: Gradient, kernel: Tensor, geometry: Geometry, tol: float | None) -> Tensor:
-    """Return the bound as a single step of the autograd graph; certified to that width unless None."""
-    fixed = kernel.detach().to(torch.float64)
-    scale = _power_of_two(fixed)
-    wanted = torch.is_grad_enabled() and kernel.requires_grad
+def _together(entry: Gradient, layers: Sequence[tuple[Tensor, Geometry]], tol: float | None) -> Tensor:
+    """Return bounds ``(N,)`` as a single step of the autograd graph; certified to that width unless None."""
+    kernels = [kernel for kernel, _ in layers]
+    wanted = torch.is_grad_enabled() and any(kernel.requires_grad for kernel in kernels)
+    values, sources = [], []
+    with torch.autocast(kernels[0].device.type, enabled=False), torch.set_grad_enabled(wanted):
+        for kernel, geometry in layers:
+            source = kernel.detach().to(torch.float64, copy=wanted).requires_grad_(wanted)
+            values.append(_value(entry, source, geometry))
+            sources.append(source)
+        slopes = torch.autograd.grad(values, sources) if wanted else ()
+    found = [value.detach() for value in values]
+    if tol is not None:
+        found = [torch.full_like(v, _certified(entry, k, g, tol)) for v, (k, g) in zip(found, layers, strict=True)]
+    first = found[0].device
+    stacked = torch.stack([value.to(first) for value in found])
+    return with_slopes(kernels, stacked, slopes) if wanted else stacked
+
+
+def _value(entry: Gradient, kernel: Tensor, geometry: Geometry) -> Tensor:
+    """Return the bound of a float64 kernel."""
+    scale = _power_of_two(kernel)
     if scale == 0:
-        value, slope = fixed.new_zeros(()), torch.zeros_like(fixed)
-    else:
-        with torch.set_grad_enabled(wanted):
-            scaled = (fixed / scale).requires_grad_(wanted)
-            value = entry.compute(_problem(scaled, geometry, kernel.device))
-        slope = torch.autograd.grad(value, scaled)[0] if wanted else torch.zeros_like(fixed)
-        value = value.detach() * scale
-    if scale and tol is not None:
-        value = torch.full_like(value, _certified(entry, kernel, geometry, tol))
-    return with_slope(kernel, value, slope) if wanted else value
-
-
-def _problem(kernel: Tensor, geometry: Geometry, device: torch.device) -> Problem:
+        # A norm has no gradient at 0, and 0 is in its subdifferential.
+        return (kernel * 0.0).sum()
+    scaled = kernel if scale == 1 else kernel / scale
     loose = loosest(geometry)
-    form = normal_form(canonical(kernel, loose.groups), loose.stride, loose.dilation)
-    return Problem(form, canonical(kernel, geometry.groups), geometry, Execution(device=str(device), jobs=1))
+    form = normal_form(canonical(scaled, loose.groups), loose.stride, loose.dilation)
+    execution = Execution(device=str(kernel.device), jobs=1)
+    value = entry.compute(Problem(form, canonical(scaled, geometry.groups), geometry, execution))
+    return value if scale == 1 else value * scale
 
 
 def _certified(entry: Gradient, kernel: Tensor, geometry: Geometry, tol: float) -> float:

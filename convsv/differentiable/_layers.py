@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,14 +55,19 @@ def geometry_of(module: nn.Module) -> Geometry:
     padding: Any = module.padding  # a tuple, or "same" or "valid"
     facts = GeometryFacts(
         stride=tuple(module.stride),
-        padding=padding,
+        padding=padding if isinstance(padding, str) else tuple(padding),  # type: ignore[arg-type]
         padding_mode=module.padding_mode,
         dilation=tuple(module.dilation),
         groups=module.groups,
         transposed=isinstance(module, _ConvTransposeNd),
         output_padding=tuple(module.output_padding),
     )
-    return resolve(tuple(module.kernel_size), [("stored", facts)])
+    return _resolved(tuple(module.kernel_size), facts)
+
+
+@lru_cache(maxsize=1024)
+def _resolved(kernel_size: tuple[int, ...], facts: GeometryFacts) -> Geometry:
+    return resolve(kernel_size, [("stored", facts)])
 
 
 def convolutions(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Iterator[ModuleLayer]:

@@ -7,6 +7,7 @@ equally large, the one that was found gives one element of the subdifferential.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from convsv.bounds._norms import leading_rows, short_side
 from convsv.linalg import eigenpairs
 
-__all__ = ["spectral_norms", "with_slope"]
+__all__ = ["spectral_norms", "with_slopes"]
 
 
 def spectral_norms(matrices: Tensor) -> Tensor:
@@ -36,37 +37,40 @@ def spectral_norms(matrices: Tensor) -> Tensor:
             vectors = torch.ones_like(fixed[..., 0])
         else:
             vectors = leading_rows(fixed)
-        vectors = vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    images = torch.einsum("bmn,bm->bn", short, vectors.conj())
+    # LAPACK's vectors are of length 1 to working precision.
+    images = (short.mT @ vectors.conj()[..., None])[..., 0]
     norms: Tensor = torch.linalg.vector_norm(images, dim=-1)
     return norms
 
 
-def with_slope(kernel: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-    """Return a value with a known gradient in the kernel, which cannot be differentiated again.
+def with_slopes(kernels: Sequence[Tensor], values: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """Return values with known gradients, which cannot be differentiated again.
 
     With maximisers held fixed second derivatives would lack how these move: better an error than a wrong value.
 
     Args:
-        kernel: any tensor.
-        value: a scalar.
-        slope: the gradient, of the kernel's shape.
+        kernels: N tensors.
+        values: ``(N,)``, one a kernel.
+        slopes: the gradient of each value in its kernel.
     """
-    passed: Tensor = _Value.apply(kernel, value, slope)  # type: ignore[no-untyped-call]
+    passed: Tensor = _Values.apply(values, *kernels, *slopes)  # type: ignore[no-untyped-call]
     return passed
 
 
-class _Value(torch.autograd.Function):
+class _Values(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernel: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(kernel, slope)
-        return value.clone()
+    def forward(ctx: Any, values: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return values.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        kernel, slope = ctx.saved_tensors
-        fixed: Tensor = _Slope.apply(kernel, slope)  # type: ignore[no-untyped-call]
-        return (gradients[0] * fixed).to(kernel.dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.saved_tensors) // 2
+        kernels, slopes = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled():
+            slopes = tuple(_Slope.apply(*pair) for pair in zip(kernels, slopes, strict=True))  # type: ignore[no-untyped-call]
+        parts = zip(gradients[0].unbind(), kernels, slopes, strict=True)
+        return None, *((part.to(slope) * slope).to(kernel) for part, kernel, slope in parts), *(None,) * count
 
 
 class _Slope(torch.autograd.Function):

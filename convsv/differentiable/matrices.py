@@ -25,7 +25,7 @@ def singla2021(problem: Problem, name: str) -> Tensor:
     """
     kernel = problem.form.kernel
     values = [unfolding_bounds(kernel, rows, spectral_norms) for rows in unfoldings(kernel.ndim - 3)[name]]
-    return torch.stack(values).amin(0).amax()
+    return (values[0] if len(values) == 1 else torch.stack(values).amin(0)).amax()
 
 
 for _name in unfoldings(2):

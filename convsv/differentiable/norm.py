@@ -32,7 +32,9 @@ def norm(problem: Problem) -> Tensor:
     kernel, degrees = problem.form.kernel, problem.form.degrees
     with torch.no_grad():
         coefficients = gram(kernel.detach())
-        cells = root_cells(degrees).for_owners(np.arange(kernel.shape[0]))
+        # Where the symbol is real (w = 0, pi) every search is stationary, whether that is a peak or a saddle: cells of
+        # the second generation have centres besides.
+        cells = root_cells(degrees).split().for_owners(np.arange(kernel.shape[0]))
         starts = [
             peak
             for part in coefficients.parts(len(cells), problem.execution)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from convsv.differentiable._bound import DEFAULT, entry_of, layer_bound
+from convsv.differentiable._bound import DEFAULT, eager, entry_of, layer_bounds
 from convsv.differentiable._layers import convolutions
-from convsv.errors import error_context
 
 __all__ = ["spectral_penalty"]
 
 
+@eager
 def spectral_penalty(
     model: nn.Module,
     bound: str = DEFAULT,
@@ -45,16 +46,11 @@ def spectral_penalty(
         UnavailableError: a layer has no such bound, or a weight is NaN or infinite.
     """
     entry_of(bound)
-    parts: list[Tensor] = []
-    dtype = torch.float32
-    for layer in convolutions(model, include, exclude):
-        weight = layer.weight
-        with error_context(tensor=layer.name):
-            value = layer_bound(weight, layer.geometry, bound)
-        excess = torch.clamp(value - target, min=0) if target else value
-        parts.append(excess.square() if squared else excess)
-        dtype = torch.promote_types(dtype, weight.dtype)
-    if not parts:
+    layers = list(convolutions(model, include, exclude))
+    if not layers:
         return torch.zeros(())
-    first = parts[0].device
-    return torch.stack([part.to(first) for part in parts]).sum().to(dtype)
+    weights = [layer.weight for layer in layers]
+    values = layer_bounds([(w, layer.geometry) for w, layer in zip(weights, layers, strict=True)], bound)
+    excess = torch.clamp(values - target, min=0) if target else values
+    total = (excess.square() if squared else excess).sum()
+    return total.to(reduce(torch.promote_types, (weight.dtype for weight in weights), torch.float32))
