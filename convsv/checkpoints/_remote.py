@@ -20,9 +20,10 @@ __all__ = ["MOST_FETCHED", "RemoteFile"]
 
 BLOCK = 1 << 16
 """Reads of at most this size fetch whole blocks of it, which are kept for a while; longer ones what they need."""
-_BLOCKS_KEPT = 256
-_LATEST = 1 << 27
-"""The latest longer read is kept up to this size: a weight is read to be hashed, and again to be analysed."""
+_BLOCKS_KEPT = 64
+_LONGEST_KEPT = 1 << 27
+_latest: dict[str, tuple[tuple[object, int, int], bytes]] = {}
+"""The latest longer read of all files, of at most that size: a weight is read to be hashed, then to be analysed."""
 _PIECE = 1 << 23
 _AHEAD = 1 << 23
 
@@ -70,7 +71,6 @@ class RemoteFile(RegularFile):
         self._address = address
         self._lock = threading.RLock()
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._latest = (0, 0, b"")
         self._spool: _Spool | None = None
         with error_context(path=address):
             check_address(address)
@@ -130,10 +130,14 @@ class RemoteFile(RegularFile):
             return self._exactly(offset, count) if count > BLOCK else self._from_blocks(offset, count)
 
     def _exactly(self, offset: int, count: int) -> bytes:
-        if self._latest[:2] == (offset, count):
-            return self._latest[2]
+        which = (self._lock, offset, count)
+        latest = _latest.get("read")
+        if latest is not None and latest[0] == which:
+            return latest[1]
+        _latest.clear()
         data = self._fetched(offset, count)
-        self._latest = (offset, count, data) if count <= _LATEST else (0, 0, b"")
+        if count <= _LONGEST_KEPT:
+            _latest["read"] = which, data
         return data
 
     def _fetched(self, offset: int, count: int) -> bytes:

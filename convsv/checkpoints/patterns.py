@@ -87,6 +87,8 @@ def _matches(pattern: str) -> Iterator[str]:
     try:
         for match in start.glob("/".join(rest)):
             inner = match.relative_to(start)
+            if rest[-1] == "**" and match.is_symlink() and match.is_dir():
+                continue  # Python 3.13 stops there, earlier ones before
             if hidden or not any(part.startswith(".") for part in inner.parts):
                 yield os.path.join(base, inner) if inner.parts else str(start)  # noqa: PTH118 - likewise
     except (ValueError, NotImplementedError, OSError) as error:

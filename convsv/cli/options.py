@@ -159,7 +159,7 @@ class Models:
             metavar="MODEL",
             callback=_readable,
             help="Checkpoints: PyTorch, safetensors (file or index), Keras or ONNX files, folders of them, patterns "
-            "('run/**/*.pt', quoted), or - for a list of names on standard input.",
+            "('run/**/*.pt', quoted), addresses (https://, s3://), or - for a list of names on standard input.",
             show_default=False,
         ),
     ]
