@@ -10,6 +10,7 @@ The tree::
     │   ├── CorruptCheckpointError  the content contradicts itself: truncated, bad checksum, bad offsets
     │   └── UnsafeCheckpointError   reading it would mean running, trusting or allocating too much
     ├── ComputationError            a result could not be computed
+    │   ├── AbandonedError          whoever computes is gone: nothing more comes of this run
     │   ├── UnavailableError        this one result does not exist for this layer: becomes a value, never an exit
     │   └── ContradictionError      two certified statements exclude each other: a bug, always raised
     └── OutputError                 a result could not be written
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "AbandonedError",
     "CheckpointError",
     "ComputationError",
     "ContradictionError",
@@ -113,6 +115,10 @@ class UnsafeCheckpointError(CheckpointError):
 
 class ComputationError(ConvsvError):
     """A result could not be computed."""
+
+
+class AbandonedError(ComputationError):
+    """Whoever computes is gone, a cluster's scheduler for instance: nothing more comes of this run."""
 
 
 class UnavailableError(ComputationError):

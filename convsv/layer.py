@@ -201,6 +201,7 @@ class ConvLayer:
         writeback: how its kernel goes back into the file; None for a layer that is in none.
         folded: the batch normalisation that the kernel has taken in.
         call: the end of the name that tells this call of the layer from others with another geometry.
+        recipe: how another process finds it again (``checkpoints.recipe.Recipe``); None for a layer that is in no file.
     """
 
     name: str
@@ -215,6 +216,7 @@ class ConvLayer:
     writeback: Writeback | None = field(default=None, repr=False, compare=False)
     folded: Folded | None = None
     call: str = ""
+    recipe: Any = field(default=None, repr=False, compare=False)
 
     @property
     def kernel_size(self) -> tuple[int, ...]:

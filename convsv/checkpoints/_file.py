@@ -24,6 +24,8 @@ class RegularFile:
     Attributes:
         size: its size.
         stored: how many bytes of that are on the disk, less than the size where the file has holes.
+        modified: when it was modified, in nanoseconds.
+        known_sha256: hash of its content, where it was asked for already.
 
     Args:
         path: the file.
@@ -51,7 +53,8 @@ class RegularFile:
                 raise CheckpointError("is not a regular file", found=stat.filemode(status.st_mode))
             self.size = status.st_size
             self.stored = status.st_blocks * 512
-            self._modified = status.st_mtime_ns
+            self.modified = status.st_mtime_ns
+            self.known_sha256: str | None = None
             weakref.finalize(self, os.close, self._fd)
 
     is_local = True
@@ -83,7 +86,7 @@ class RegularFile:
     def is_unchanged(self) -> bool:
         """Tell whether it still has the size and the time of modification that it had when it was opened."""
         status = os.fstat(self._fd)
-        return (status.st_size, status.st_mtime_ns) == (self.size, self._modified)
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
 
     def read(self, offset: int, count: int) -> bytes:
         """Return exactly ``count`` bytes at ``offset``.
@@ -116,7 +119,8 @@ class RegularFile:
         digest = hashlib.sha256()
         for offset in range(0, self.size, _HASH_CHUNK):
             digest.update(self.read(offset, min(_HASH_CHUNK, self.size - offset)))
-        return digest.hexdigest()
+        self.known_sha256 = digest.hexdigest()
+        return self.known_sha256
 
 
 class AnonymousFile(RegularFile):
@@ -139,4 +143,5 @@ class AnonymousFile(RegularFile):
         view = memoryview(content)
         while view:
             view = view[os.write(self._fd, view) :]
-        self._modified = os.fstat(self._fd).st_mtime_ns
+        self.modified = os.fstat(self._fd).st_mtime_ns
+        self.known_sha256 = None

@@ -18,6 +18,7 @@ from convsv.checkpoints.candidates import Find, collect
 from convsv.checkpoints.copies import drop_moving_averages, note_ties
 from convsv.checkpoints.folding import find_folds
 from convsv.checkpoints.naming import locate, natural, strip_wrappers
+from convsv.checkpoints.recipe import Recipe
 from convsv.checkpoints.rules import is_convolution, is_kernel_name
 from convsv.checkpoints.sources import Channels, GeometryOptions, depthwise, overruled
 from convsv.checkpoints.traced import Stored, Trace, match
@@ -125,6 +126,8 @@ def discover(
         if (find.forced or _matches(find.name, include or ("*",))) and not _matches(find.name, exclude)
     ]
     layers = layers_of(chosen, geometry, {find.name for find in kept})
+    recipe = Recipe.of(checkpoint, geometry, tuple(include), tuple(exclude))
+    layers = tuple(replace(layer, recipe=recipe) for layer in layers)
     problems += _without_effect(geometry, [find.name for find in kept], layers)
     problems = [escaped(line) for line in problems]
     skipped = [Skipped(_joined(find), *find.refused) for find in finds if find.refused and not find.matrix]

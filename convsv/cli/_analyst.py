@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from convsv.cli._caching import cached
@@ -13,35 +14,50 @@ from convsv.results import LayerReport
 if TYPE_CHECKING:
     from convsv.cache import Memory
     from convsv.cli._task import Task
+    from convsv.cli.options import Computing
+    from convsv.execution import Execution
     from convsv.layer import ConvLayer
     from convsv.spectra import SpectrumOptions
 
-__all__ = ["Analyst", "analyst_of"]
+__all__ = ["Analyst", "Arranged", "analyst_of"]
 
 Analyst: TypeAlias = "Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]"
 """Turns layers into their reports, in the same order. It may begin when it is called, before the first is asked for."""
 
 
-def analyst_of(task: Task, results: Memory) -> tuple[Analyst, dict[str, Any]]:
-    """Return what turns layers into reports, and the settings that only the machine knows.
+@dataclass(frozen=True)
+class Arranged:
+    """What turns layers into reports, ready to begin.
+
+    Attributes:
+        analyst: does it.
+        settings: options that only the machine knows.
+        ahead: checkpoints that are worth beginning before the one in hand is finished.
+        close: ends what was started for it.
+    """
+
+    analyst: Analyst
+    settings: dict[str, Any] = field(default_factory=dict)
+    ahead: Callable[[], int] = lambda: 0
+    close: Callable[[], None] = lambda: None
+
+
+def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged:
+    """Return what turns layers into reports.
 
     Args:
         task: what is asked for.
         results: what is known beforehand, and takes what is found out.
+        checkpoints: how many there are; None where that is not known.
     """
     if task.computing is None:
         from convsv.describe import describe
 
-        return lambda layers: map(describe, layers), {}
+        return Arranged(lambda layers: map(describe, layers))
     from convsv.analysis import AnalysisOptions, analyze
-    from convsv.execution import Execution
+    from convsv.scheduling.choice import Spreader
 
-    execution = Execution(
-        device=task.computing.device,
-        dtype=task.computing.dtype.value,
-        memory=parse_memory(task.computing.memory),
-        jobs=task.computing.jobs,
-    )
+    execution = _execution(task.computing)
     options = AnalysisOptions(
         methods=task.methods,
         norm=task.norm,
@@ -50,8 +66,20 @@ def analyst_of(task: Task, results: Memory) -> tuple[Analyst, dict[str, Any]]:
         execution=execution,
         spectra=_spectrum_options(task),
     )
-    analyst = cached(lambda layers: analyze(layers, options), results, execution, options)
-    return analyst, {"device": str(execution.torch_device), "jobs": execution.threads}
+    spreader = Spreader(analyze, options, checkpoints)
+    settings = {"device": str(execution.torch_device), "jobs": execution.threads}
+    return Arranged(cached(spreader, results, execution, options), settings, spreader.ahead, spreader.close)
+
+
+def _execution(computing: Computing) -> Execution:
+    from convsv.execution import Execution
+
+    return Execution(
+        device=computing.device,
+        dtype=computing.dtype.value,
+        memory=parse_memory(computing.memory),
+        jobs=computing.jobs,
+    )
 
 
 def _spectrum_options(task: Task) -> SpectrumOptions:

@@ -142,6 +142,7 @@ class _PlotRun(Run):
         analyst, settings = super()._analyst()
         if self._pictures.kind is not Kind.torus:
             return analyst, settings
+        self._ahead = lambda: 0  # a surface is drawn from the checkpoint that was opened last
 
         def with_surfaces(layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
             chosen = list(layers)

@@ -19,7 +19,7 @@ from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
-from convsv.errors import CheckpointError, ConvsvError, OutputError, UsageError, error_context
+from convsv.errors import AbandonedError, CheckpointError, ConvsvError, OutputError, UsageError, error_context
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
@@ -64,14 +64,14 @@ class Begun:
         layers: its layers.
         reports: what is said of them, in order.
         path: where it is; None where there is none.
-        interrupt: the interrupt that ended it early.
+        interrupt: what ended it, and the whole run, early.
     """
 
     known: CheckpointReport
     path: str | None = None
     layers: Sequence[ConvLayer] = ()
     reports: Iterable[LayerReport] = ()
-    interrupt: KeyboardInterrupt | None = None
+    interrupt: KeyboardInterrupt | AbandonedError | None = None
 
 
 class Run:
@@ -92,7 +92,8 @@ class Run:
         self._checkpoint: Checkpoint | None = None
         self._results = kept_results(task.computing)
         self._resources = ExitStack()
-        self._ahead = 0
+        self._ahead: Callable[[], int] = lambda: 0
+        self._count: int | None = None
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -108,6 +109,7 @@ class Run:
         _refuse_sidecar(paths, self._task)
         if worst(*self._codes) == _USAGE and paths.complete and not any(path for path, _ in paths.known):
             return _USAGE
+        self._count = len(paths.known) if paths.complete else None
         analyst, computed = self._analyst()
         head = replace(head, settings={**head.settings, **computed})
         with self._resources, outputs.opened(head):
@@ -147,10 +149,11 @@ class Run:
             self._screen.start()
         try:
             self._each(paths, partial(self._discover, sources), analyst, outputs)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, AbandonedError) as error:
             self._screen.stop()
-            self._screen.error(error, "interrupted; the report is partial")
-            self._codes.append(130)
+            what = str(error) if isinstance(error, AbandonedError) else "interrupted"
+            self._screen.error(error, f"{what}; the report is partial")
+            self._codes.append(exit_code(error))
             return True
         finally:
             self._screen.stop()
@@ -159,6 +162,8 @@ class Run:
     def _each(self, paths: Inputs, find: Find, analyst: Analyst, outputs: Outputs) -> None:
         """Report on every checkpoint in order; as many as pay are begun before their turn."""
         waiting: deque[Begun] = deque()
+        # A list that is still being written may be long in telling what comes next.
+        ahead = self._ahead if paths.complete else lambda: 0
         for path, blank in paths:
             if outputs.unread:
                 return
@@ -166,7 +171,7 @@ class Run:
             if begun.interrupt:
                 waiting.clear()
             waiting.append(begun)
-            if len(waiting) > self._ahead or begun.interrupt:
+            if len(waiting) > ahead() or begun.interrupt:
                 self._finish(waiting.popleft(), outputs)
         while waiting and not outputs.unread:
             self._finish(waiting.popleft(), outputs)
@@ -180,7 +185,7 @@ class Run:
             begun.known, begun.layers = find(path)
             self._screen.expect(len(begun.layers))
             begun.reports = analyst(begun.layers)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, AbandonedError) as error:
             begun.interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
             begun.known = self._failed(begun.known, error)
@@ -193,7 +198,7 @@ class Run:
         try:
             self._stream(known, begun.reports, layers, outputs)
             known = known if known.failed or interrupt else self._judged(known, begun.layers, layers)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, AbandonedError) as error:
             interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
             known = self._failed(known, error)
@@ -209,7 +214,10 @@ class Run:
 
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
-        return analyst_of(self._task, self._results)
+        found = analyst_of(self._task, self._results, self._count)
+        self._resources.callback(found.close)
+        self._ahead = found.ahead
+        return found.analyst, found.settings
 
     def _judged(
         self, known: CheckpointReport, found: Sequence[ConvLayer], layers: Sequence[LayerReport]

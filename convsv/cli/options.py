@@ -324,7 +324,7 @@ class Computing:
             "--jobs",
             metavar="N",
             min=1,
-            help="Threads. Without it one a CPU.",
+            help="Threads, or processes where many layers make these faster. Without it one a CPU.",
             rich_help_panel=_COMPUTING,
             show_default=False,
         ),

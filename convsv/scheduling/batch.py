@@ -1,0 +1,82 @@
+"""What travels to a worker and back: names of a file and of layers in it, never a tensor; and their reports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from convsv.checkpoints.recipe import Recipe
+from convsv.checkpoints.reopening import reopened, still_the_same
+from convsv.errors import ComputationError
+from convsv.layer import ConvLayer
+from convsv.results import LayerReport
+
+if TYPE_CHECKING:
+    from convsv.analysis import AnalysisOptions
+
+__all__ = ["Batch", "Outcome", "can_travel", "carry_out"]
+
+Outcome: TypeAlias = "LayerReport | Exception"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some layers of one checkpoint, and what to compute for each.
+
+    Attributes:
+        recipe: how the checkpoint was searched.
+        layers: the layers as they were found, without what reads them.
+        options: what to compute; the execution is that of one worker.
+        device: where a worker computes.
+    """
+
+    recipe: Recipe
+    layers: tuple[ConvLayer, ...]
+    options: AnalysisOptions
+    device: str
+
+    @staticmethod
+    def of(layers: Sequence[ConvLayer], options: AnalysisOptions, device: str) -> Batch:
+        """Return the batch of some layers of one checkpoint."""
+        recipe: Recipe = layers[0].recipe
+        if "://" not in recipe.path:
+            # A worker on another machine has another working folder.
+            recipe = replace(recipe, path=os.path.abspath(recipe.path))  # noqa: PTH100 - links stay as they are
+        bare = tuple(replace(layer, read=_elsewhere, writeback=None, recipe=None) for layer in layers)
+        return Batch(recipe, bare, options, device)
+
+
+def _elsewhere() -> NDArray[Any]:
+    """Stand for what reads a layer, where it is only named.
+
+    Raises:
+        ComputationError: always.
+    """
+    raise ComputationError("this layer is only named here")
+
+
+def can_travel(layer: ConvLayer) -> bool:
+    """Tell whether another process can find a layer again."""
+    return layer.recipe is not None
+
+
+def carry_out(batch: Batch) -> list[Outcome]:
+    """Return a report for each layer of a batch, or what went wrong; runs in a worker."""
+    # Built here: whether there is such a device is a question to this machine.
+    options = replace(batch.options, execution=replace(batch.options.execution, device=batch.device))
+    return [_outcome(batch.recipe, layer, options) for layer in batch.layers]
+
+
+def _outcome(recipe: Recipe, layer: ConvLayer, options: AnalysisOptions) -> Outcome:
+    from convsv.analysis import analyze_layer  # only a worker needs it
+
+    try:
+        report = analyze_layer(reopened(recipe, layer), options)
+        still_the_same(recipe)
+    except Exception as error:  # noqa: BLE001 - it is raised where the reports are asked for
+        return error
+    return report
