@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer, normal_taps
 
-__all__ = ["METHODS", "Cost", "Dimensions", "Speed", "Wanted", "cost_of", "costs_of"]
+__all__ = ["METHODS", "Cost", "Dimensions", "LayerCost", "Speed", "Wanted", "cost_of", "costs_of"]
 
 _EVALUATIONS = 60.0
 """Symbol evaluations of a certificate of width 1e-2 in two dimensions: the median of trained layers."""
@@ -174,6 +174,11 @@ def _matrix(d: Dimensions) -> float:
     return 16.0 * d.groups * d.few * d.many
 
 
+def _chunk(count: float, each: float) -> float:
+    """Return the bytes that one thread works on at a time."""
+    return max(each, min(_CHUNK, count * each))
+
+
 def _forming(d: Dimensions) -> float:
     """Return the operations of the Gram symbol's coefficients: one product a pair of taps."""
     pairs = d.taps * (d.taps + 1) / 2
@@ -189,7 +194,7 @@ def _norm(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
     each = symbol + 4 / 3 * d.few**3
     flops = _forming(d) + evaluations * each
     seconds = _forming(d) / speed.gemm + evaluations * (symbol / speed.gemm + 4 / 3 * d.few**3 / speed.factorise)
-    memory = 8.0 * d.entries + 8.0 * d.lags * d.groups * d.few**2 + max(_CHUNK, 3 * 16.0 * d.few**2)
+    memory = 8.0 * d.entries + 8.0 * d.lags * d.groups * d.few**2 + _chunk(evaluations, 3 * 16.0 * d.few**2)
     return Cost(flops, memory, 2 * seconds + 0.004 * speed.small * (1 + d.groups))
 
 
@@ -202,13 +207,15 @@ def _circulant(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
     count = d.groups * d.points
     # Nanoseconds a matrix, fitted to 8 to 512 rows: decompositions of small matrices are far from LAPACK's best.
     by_svd = count * (2000 + (0.35 * few + 35) * few * (0.25 * few + 0.75 * many))
-    by_gram = count * (1500 + (0.18 * few + 32 + 0.04 * d.lags) * few * few) + 0.5e9 * _forming(d) / speed.gemm
-    pays = by_gram < by_svd and few > 1
+    by_gram = count * (1500 + (0.18 * few + 32 + 0.04 * d.lags) * few * few)
+    forming = 3 * _forming(d)  # the kernel is split, so that the entries err by less
+    pays = few > 1 and by_gram + 1e9 * forming / Speed().gemm < by_svd
     flops = _forming(d) + count * gram if pays else count * (svd + 8.0 * d.taps * few * many)
-    seconds = 1e-9 * min(by_svd, by_gram) * Speed().eigen / speed.eigen
+    seconds = 1e-9 * (by_gram if pays else by_svd) * Speed().eigen / speed.eigen
+    seconds += forming / speed.gemm if pays else 0.0
     held = 8.0 * count * few
     lags = 16.0 * d.lags * d.groups * few**2 if pays else 0.0
-    memory = 8.0 * d.entries + lags + max(_CHUNK, _WORKSPACE * _matrix(d)) + held
+    memory = 8.0 * d.entries + lags + _chunk(count, _WORKSPACE * _matrix(d)) + held
     return Cost(flops, memory, seconds + 0.004 * speed.small)
 
 

@@ -24,7 +24,7 @@ class RegularFile:
     Attributes:
         size: its size.
         stored: how many bytes of that are on the disk, less than the size where the file has holes.
-        modified: when it was modified, in nanoseconds.
+        version: what tells the state that is read from later ones: here when it was modified, in nanoseconds.
         known_sha256: hash of its content, where it was asked for already.
 
     Args:
@@ -53,11 +53,11 @@ class RegularFile:
                 raise CheckpointError("is not a regular file", found=stat.filemode(status.st_mode))
             self.size = status.st_size
             self.stored = status.st_blocks * 512
-            self.modified = status.st_mtime_ns
-            self.known_sha256: str | None = None
+            self.version = str(status.st_mtime_ns)
             weakref.finalize(self, os.close, self._fd)
 
     is_local = True
+    known_sha256: str | None = None
     """Whether it lies on this machine."""
     version = ""
     """What a server elsewhere calls the state that is read."""
@@ -86,7 +86,7 @@ class RegularFile:
     def is_unchanged(self) -> bool:
         """Tell whether it still has the size and the time of modification that it had when it was opened."""
         status = os.fstat(self._fd)
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
+        return (status.st_size, str(status.st_mtime_ns)) == (self.size, self.version)
 
     def read(self, offset: int, count: int) -> bytes:
         """Return exactly ``count`` bytes at ``offset``.
@@ -143,5 +143,4 @@ class AnonymousFile(RegularFile):
         view = memoryview(content)
         while view:
             view = view[os.write(self._fd, view) :]
-        self.modified = os.fstat(self._fd).st_mtime_ns
-        self.known_sha256 = None
+        self.version = str(os.fstat(self._fd).st_mtime_ns)

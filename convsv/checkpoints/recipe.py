@@ -20,25 +20,25 @@ class FileStamp:
     Attributes:
         name: its path.
         size: its size in bytes.
-        modified: when it was modified, in nanoseconds.
+        version: when it was modified, or what its server calls its state; ``""`` where nothing tells.
         sha256: hash of its content, where it was asked for already.
     """
 
     name: str
     size: int
-    modified: int
+    version: str
     sha256: str | None
 
     @staticmethod
     def of(file: RegularFile) -> FileStamp:
         """Return the stamp of an open file."""
-        return FileStamp(str(file.path), file.size, file.modified, file.known_sha256)
+        return FileStamp(str(file.path), file.size, file.version, file.known_sha256)
 
     def fits(self, file: RegularFile) -> bool:
-        """Tell whether a file has the same content: by size and time, else by its hash."""
+        """Tell whether a file has the same content: by size and version, else by its hash."""
         if file.size != self.size:
             return False
-        return file.modified == self.modified or (self.sha256 is not None and file.sha256() == self.sha256)
+        return file.version == self.version != "" or (self.sha256 is not None and file.sha256() == self.sha256)
 
 
 @dataclass(frozen=True)

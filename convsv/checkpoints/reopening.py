@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 
 from convsv.checkpoints import Checkpoint, open_checkpoint
 from convsv.checkpoints.discovery import discover
 from convsv.checkpoints.recipe import Recipe
-from convsv.errors import CheckpointError, error_context
+from convsv.errors import CheckpointError, UsageError, error_context
 from convsv.layer import ConvLayer
 
 __all__ = ["reopened", "still_the_same"]
@@ -75,9 +74,10 @@ def _opened(recipe: Recipe) -> _Open:
     """
     known = _OPEN.pop(recipe.path, None)
     if known is None or known.recipe != recipe:
-        if not Path(recipe.path).exists():
-            raise CheckpointError("is gone", found="no such file on the machine that computes")
-        checkpoint = open_checkpoint(recipe.path)
+        try:
+            checkpoint = open_checkpoint(recipe.path)
+        except UsageError as error:
+            raise CheckpointError("cannot be opened where it is computed", found=error.what) from None
         if not recipe.fits(checkpoint):
             raise CheckpointError(_CHANGED, advice=_AGAIN)
         found = discover(checkpoint, geometry=recipe.geometry, include=recipe.include, exclude=recipe.exclude)

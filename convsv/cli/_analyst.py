@@ -55,6 +55,7 @@ def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged
 
         return Arranged(lambda layers: map(describe, layers))
     from convsv.analysis import AnalysisOptions, analyze
+    from convsv.certificate import Budget
     from convsv.scheduling.choice import Spreader
 
     execution = _execution(task.computing)
@@ -64,6 +65,7 @@ def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged
         tol=task.computing.tol,
         values=task.spectra.values or task.spectra.spectra is not None,
         execution=execution,
+        budget=Budget(seconds=task.budget or None),
         spectra=_spectrum_options(task),
     )
     spreader = Spreader(analyze, options, checkpoints)

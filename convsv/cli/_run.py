@@ -42,15 +42,24 @@ _SHOWN = 3
 _LINES = 20
 
 
-def run(task: Task) -> None:
+def run(task: Task, *, dry: bool = False) -> None:
     """Do a task.
+
+    Args:
+        task: what is asked for.
+        dry: only tell what it would cost.
 
     Raises:
         ConvsvError: nothing could be done, for instance because of wrong options.
         typer.Exit: it is done, with an exit code other than 0.
     """
     screen = Screen(quiet=task.output.quiet, verbose=task.output.verbose)
-    code = Run(task, screen).code()
+    if dry:
+        from convsv.cli._plan import PlanRun
+
+        code = PlanRun(task, screen).code()
+    else:
+        code = Run(task, screen).code()
     if code:
         raise typer.Exit(code)
 
@@ -245,7 +254,7 @@ class Run:
         with error_context(path=path):
             checkpoint = open_checkpoint(path)
             large, hollow = _size(checkpoint)
-            hashed = checkpoint.is_local and not hollow and (self._task.command != "layers" or not large)
+            hashed = checkpoint.is_local and not hollow and self._hashes(large)
             sha256, unhashed = _hashed(checkpoint) if hashed else (None, _HOLLOW if hollow else None)
             known = CheckpointReport(path, checkpoint.format, sha256)
             models = self._task.models
@@ -254,6 +263,10 @@ class Run:
         self._say(path, problems, found)
         self._layers, self._checkpoint = found.layers, checkpoint
         return replace(known, problems=problems), found.layers
+
+    def _hashes(self, large: bool) -> bool:
+        """Tell whether the whole file is read for its hash."""
+        return self._task.command != "layers" or not large
 
     def _write_sidecar(self, path: Path) -> None:
         """Write what is known of the layers' geometry, unless there is nothing to write about."""

@@ -35,6 +35,7 @@ class Task:
         sidecar: geometry file to write, if any.
         force: whether that may take the place of another file.
         named: formats of report files whose suffix does not tell it.
+        budget: seconds to spend on certifying one layer's norm; 0 for no limit.
         more: further options that matter for the numbers.
     """
 
@@ -51,6 +52,7 @@ class Task:
     sidecar: Path | None = None
     force: bool = False
     named: Mapping[str, str] = field(default_factory=dict)
+    budget: float = 60.0
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +79,7 @@ def settings_of(task: Task) -> dict[str, Any]:
             "tol": task.computing.tol,
             "memory": parse_memory(task.computing.memory),
             "jobs": task.computing.jobs,
+            "budget": task.budget,
         }
     if "exact" in task.methods:
         settings |= vars(task.exact)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra, known_methods
+from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Planning, Spectra, known_methods
 
 
 @verb(example="convsv analyze model.pt --method circulant --size 32", rank=2)
@@ -18,6 +18,7 @@ def analyze(
     output: Output,
     spectra: Spectra,
     exact: Exact,
+    planning: Planning,
     method: Annotated[
         list[str],
         typer.Option(
@@ -38,4 +39,6 @@ def analyze(
     from convsv.cli._task import Task
 
     methods = tuple(dict.fromkeys(method))
-    run(Task("analyze", models, geometry, output, computing, spectra, methods, norm=True, exact=exact))
+    budget = planning.budget
+    task = Task("analyze", models, geometry, output, computing, spectra, methods, norm=True, exact=exact, budget=budget)
+    run(task, dry=planning.dry_run)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, GeometrySources, Models, Output, Spectra
+from convsv.cli.options import Computing, GeometrySources, Models, Output, Planning, Spectra
 
 
 @verb(example="convsv asymptotic model.pt --size 224 --calibrated", rank=4)
@@ -17,6 +17,7 @@ def asymptotic(
     computing: Computing,
     output: Output,
     spectra: Spectra,
+    planning: Planning,
     calibrated: Annotated[
         bool,
         typer.Option("--calibrated", help="Also estimate them with the boundary of the image allowed for."),
@@ -31,4 +32,5 @@ def asymptotic(
     from convsv.cli._task import Task
 
     methods = ("asymptotic", "calibrated") if calibrated else ("asymptotic",)
-    run(Task("asymptotic", models, geometry, output, computing, spectra, methods))
+    task = Task("asymptotic", models, geometry, output, computing, spectra, methods, budget=planning.budget)
+    run(task, dry=planning.dry_run)

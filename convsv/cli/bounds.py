@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, GeometrySources, Models, Output
+from convsv.cli.options import Computing, GeometrySources, Models, Output, Planning
 
 
 @verb(example="convsv bounds model.pt --summary", rank=6)
@@ -16,6 +17,7 @@ def bounds(
     geometry: GeometrySources,
     computing: Computing,
     output: Output,
+    planning: Planning,
     summary: Annotated[
         bool, typer.Option("--summary", help="A row a bound over all layers: how loose it is, and how often the best.")
     ] = False,
@@ -27,4 +29,6 @@ def bounds(
     from convsv.cli._run import run
     from convsv.cli._task import Task
 
-    run(Task("bounds", models, geometry, output, computing, methods=("bounds",), norm=True, summary=summary))
+    budget = planning.budget
+    task = Task("bounds", models, geometry, output, computing, methods=("bounds",), norm=True, budget=budget)
+    run(replace(task, summary=summary), dry=planning.dry_run)

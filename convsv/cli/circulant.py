@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, GeometrySources, Models, Output, Spectra
+from convsv.cli.options import Computing, GeometrySources, Models, Output, Planning, Spectra
 
 
 @verb(example="convsv circulant model.pt --size 32 --spectra spectra.npz", rank=3)
 def circulant(
-    models: Models, geometry: GeometrySources, computing: Computing, output: Output, spectra: Spectra
+    models: Models,
+    geometry: GeometrySources,
+    computing: Computing,
+    output: Output,
+    spectra: Spectra,
+    planning: Planning,
 ) -> None:
     """Compute all singular values of each convolution as if it padded circularly, exactly, at its input size.
 
@@ -18,4 +23,5 @@ def circulant(
     from convsv.cli._run import run
     from convsv.cli._task import Task
 
-    run(Task("circulant", models, geometry, output, computing, spectra, ("circulant",)))
+    task = Task("circulant", models, geometry, output, computing, spectra, ("circulant",), budget=planning.budget)
+    run(task, dry=planning.dry_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra
+from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Planning, Spectra
 
 
 @verb(example="convsv exact model.pt --size 32 --top 10", rank=5)
@@ -14,6 +14,7 @@ def exact(
     output: Output,
     spectra: Spectra,
     exact: Exact,
+    planning: Planning,
 ) -> None:
     """Compute the singular values of each convolution as it runs: with its own padding, stride and input size.
 
@@ -23,4 +24,5 @@ def exact(
     from convsv.cli._run import run
     from convsv.cli._task import Task
 
-    run(Task("exact", models, geometry, output, computing, spectra, ("exact",), exact=exact))
+    task = Task("exact", models, geometry, output, computing, spectra, ("exact",), exact=exact, budget=planning.budget)
+    run(task, dry=planning.dry_run)

@@ -18,6 +18,7 @@ __all__ = [
     "Models",
     "Output",
     "PaddingMode",
+    "Planning",
     "Spectra",
     "known_methods",
     "method_names",
@@ -399,6 +400,30 @@ class Spectra:
             show_default=False,
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How long to compute, and whether at all."""
+
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            metavar="SECONDS",
+            min=0,
+            help="Time for certifying one layer's norm; where it runs out the interval is wider. 0 for no limit.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = 60.0
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Compute nothing: estimate what each layer would cost, and the sum, from shapes alone.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,10 @@ class Spreader:
 
     def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         """Return reports in the order of the layers; processes begin at once."""
+        if self._jobs == 1:
+            return self._analyze(layers, self._options)
         chosen = list(layers)
-        if self._jobs == 1 or not all(map(can_travel, chosen)):
+        if not all(map(can_travel, chosen)):
             return self._analyze(chosen, self._options)
         costs = [self._cost(layer) for layer in chosen]
         fits = max((cost.memory for cost in costs), default=0) <= self._share
