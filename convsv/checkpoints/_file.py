@@ -24,8 +24,6 @@ class RegularFile:
     Attributes:
         size: its size.
         stored: how many bytes of that are on the disk, less than the size where the file has holes.
-        version: what tells the state that is read from later ones: here when it was modified, in nanoseconds.
-        known_sha256: hash of its content, where it was asked for already.
 
     Args:
         path: the file.
@@ -57,10 +55,11 @@ class RegularFile:
             weakref.finalize(self, os.close, self._fd)
 
     is_local = True
-    known_sha256: str | None = None
     """Whether it lies on this machine."""
     version = ""
-    """What a server elsewhere calls the state that is read."""
+    """What tells the state that is read from later ones: when it was modified, or what a server elsewhere calls it."""
+    known_sha256: str | None = None
+    """Hash of its content, where it was asked for already."""
 
     @property
     def reach(self) -> int:

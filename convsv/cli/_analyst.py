@@ -70,7 +70,14 @@ def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged
     )
     spreader = Spreader(analyze, options, checkpoints)
     settings = {"device": str(execution.torch_device), "jobs": execution.threads}
-    return Arranged(cached(spreader, results, execution, options), settings, spreader.ahead, spreader.close)
+    known = cached(spreader, results, execution, options)
+
+    def analyst(layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
+        chosen = tuple(layers)
+        spreader.consider(chosen)
+        return known(chosen)
+
+    return Arranged(analyst, settings, spreader.ahead, spreader.close)
 
 
 def _execution(computing: Computing) -> Execution:

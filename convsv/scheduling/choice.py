@@ -54,26 +54,33 @@ class Spreader:
         self._analyze = analyze
         self._options, self._checkpoints, self._speed = options, checkpoints, speed
         self._calls = 0
+        self._by_pool = False
         self._wanted = wanted_of(options)
         self._jobs = options.execution.threads
         self._pool: Pool | None = None
         self._dispatcher: Dispatcher | None = None
 
-    def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
-        """Return reports in the order of the layers; processes begin at once."""
-        if self._jobs == 1:
-            return self._analyze(layers, self._options)
-        chosen = list(layers)
-        if not all(map(can_travel, chosen)):
-            return self._analyze(chosen, self._options)
-        costs = [self._cost(layer) for layer in chosen]
+    def consider(self, layers: Sequence[ConvLayer]) -> None:
+        """Decide where the layers of the next checkpoint are computed; nothing is read.
+
+        Args:
+            layers: all layers that the next call may be about.
+        """
+        self._calls += 1
+        self._by_pool = False
+        if self._jobs == 1 or not all(map(_is_at_hand, layers)):
+            return
+        costs = [self._cost(layer) for layer in layers]
         fits = max((cost.memory for cost in costs), default=0) <= self._share
         if self._dispatcher is None and fits and self._pays(costs):
             self._start()
-        self._calls += 1
+        self._by_pool = fits and self._dispatcher is not None
+
+    def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
+        """Return reports in the order of the layers; processes begin at once, threads when they are asked for."""
         if self._dispatcher is None:
-            return self._analyze(chosen, self._options)
-        return self._dispatcher(chosen) if fits else self._here(self._dispatcher, chosen)
+            return self._analyze(layers, self._options)
+        return self._dispatcher(layers) if self._by_pool else self._here(self._dispatcher, layers)
 
     def ahead(self) -> int:
         """Return how many checkpoints are worth beginning before the one in hand is finished."""
@@ -109,7 +116,12 @@ class Spreader:
         options = replace(self._options, execution=execution)
         self._dispatcher = Dispatcher(self._pool, options, lambda layer: self._cost(layer).seconds)
 
-    def _here(self, dispatcher: Dispatcher, layers: Sequence[ConvLayer]) -> Iterator[LayerReport]:
+    def _here(self, dispatcher: Dispatcher, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         """Compute in this process, while no other is at work."""
         with dispatcher.halted():
             yield from self._analyze(layers, self._options)
+
+
+def _is_at_hand(layer: ConvLayer) -> bool:
+    """Tell whether another process finds a layer again, without fetching its weights a second time."""
+    return can_travel(layer) and "://" not in layer.recipe.path
