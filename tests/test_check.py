@@ -766,6 +766,7 @@ def test_workflow_of_the_page_gates_and_annotates(around: dict[str, str], tmp_pa
 
 def test_script_of_the_page_fails_for_the_right_reason(around: dict[str, str]) -> None:
     (script,) = blocks("bash")
+    assert len(script.splitlines()) == 10
     passed = shell(script, around)
     assert (passed.returncode, passed.stdout.splitlines()[-1]) == (0, "every layer is certified")
     failed = shell(script.replace("limit=10", "limit=5"), around)
@@ -776,8 +777,9 @@ def test_script_of_the_page_fails_for_the_right_reason(around: dict[str, str]) -
     assert (undecided.returncode, undecided.stdout.splitlines()[-1]) == (
         1, "a layer is undecided: state its geometry",
     )  # fmt: skip
-    unread = shell(script.replace("sample_checkpoints/digits.keras", "gone.keras"), around)
-    assert (unread.returncode, unread.stdout.splitlines()[-1]) == (2, "the check did not run")
+    for model, code in (("gone.keras", 2), ("sample_checkpoints/README.md", 3)):
+        unread = shell(script.replace("sample_checkpoints/digits.keras", model), around)
+        assert (unread.returncode, unread.stdout.splitlines()[-1]) == (code, "the check did not run")
 
 
 def test_hook_of_the_page_takes_the_changed_files(around: dict[str, str]) -> None:
