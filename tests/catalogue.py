@@ -72,6 +72,24 @@ def scopes() -> str:
     return "\n".join(f"- *{name}*: {meaning}" for name, meaning in SCOPES.items())
 
 
+def rules() -> str:
+    """Return what bounds each kind of operation, and why; kinds of the same rule in one row."""
+    from convsv.network import RULES
+
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name, entry in RULES.items():
+        kinds.setdefault((entry.factor, entry.why), []).append(f"`{name}`")
+    rows = [
+        [", ".join(names), escaped(factor), escaped(why)] for (factor, why), names in sorted(kinds.items(), key=_last)
+    ]
+    return table(["operation", "factor", "why"], rows)
+
+
+def _last(row: tuple[tuple[str, str], list[str]]) -> tuple[bool, str]:
+    (factor, _), names = row
+    return factor == "none", names[0]
+
+
 def output() -> str:
     """Return what the shown command prints, as a console session."""
     program = [sys.executable, "-m", "convsv", *SHOWN, "--format", "table"]
@@ -91,6 +109,7 @@ PARTS: dict[str, tuple[tuple[str, ...], Callable[[], str]]] = {
     "bounds": ((_BOUNDS,), bounds),
     "bound-sources": ((_BOUNDS,), bound_sources),
     "scopes": ((_BOUNDS,), scopes),
+    "rules": (("docs/network.md",), rules),
     "writers": ((_REFERENCE,), reference.writers),
     "padding-modes": ((_REFERENCE,), reference.padding_modes),
     "origins": ((_REFERENCE,), reference.origins),

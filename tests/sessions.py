@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from convsv.cli import app
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("docs/tutorial.md",)
+DOCUMENTS = ("docs/network.md", "docs/tutorial.md")
 
 _BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
 

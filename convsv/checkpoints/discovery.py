@@ -25,9 +25,11 @@ from convsv.checkpoints.traced import Stored, Trace, match
 from convsv.errors import escaped
 from convsv.layer import ConvLayer
 
-__all__ = ["Discovery", "Skipped", "discover", "find_layers"]
+__all__ = ["COMPUTED", "Discovery", "Skipped", "discover", "find_layers"]
 
 _BARE = GeometryOptions()
+COMPUTED = "the model computes its weight from what is stored: this is about what is stored"
+"""The note of a layer whose traced model does not multiply with what the file holds."""
 _NOT_LISTED = "is not listed"
 """How a line ends, here and in the readers, about a weight that may be a convolution and has no row."""
 
@@ -275,7 +277,7 @@ def _apply_trace(kept: Sequence[Find], trace: Trace | None) -> list[str]:
     for place, traced in matches.items():
         kept[place].traced = traced
         if traced.computed and not kept[place].parametrised:
-            kept[place].notes.append("the model computes its weight from what is stored: this is about what is stored")
+            kept[place].notes.append(COMPUTED)
             kept[place].locked = kept[place].locked or "the model computes its weight from what is stored"
         problems += _otherwise(kept[place], trace.model)
     return [*trace.notes, *problems]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from convsv.checkpoints import Normalisation
 from convsv.geometry import GeometryFacts
 
-__all__ = ["Stored", "Trace", "TracedLayer", "match"]
+__all__ = ["Renaming", "Stored", "Trace", "TracedLayer", "match", "renaming"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def match(trace: Trace, kernels: Sequence[Stored]) -> tuple[dict[int, TracedLaye
     other_shape: dict[int, tuple[int, ...]] = {}
     for container in dict.fromkeys(kernel.container for kernel in kernels):
         members = {place: kernel for place, kernel in enumerate(kernels) if kernel.container == container}
-        rename = _renaming(trace, members.values())
+        rename = renaming(trace, members.values())
         by_path: dict[str, list[int]] = {}
         for number, layer in enumerate(trace.layers):
             by_path.setdefault(rename.stored(layer.path), []).append(number)
@@ -127,7 +127,7 @@ def _mismatches(
 
 
 @dataclass(frozen=True)
-class _Renaming:
+class Renaming:
     """How paths of the model become paths of a container: one prefix less, another more."""
 
     less: str = ""
@@ -138,18 +138,14 @@ class _Renaming:
         return self.more + path.removeprefix(self.less) if path.startswith(self.less) else path
 
 
-def _renaming(trace: Trace, kernels: Iterable[Stored]) -> _Renaming:
+def renaming(trace: Trace, kernels: Iterable[Stored]) -> Renaming:
     """Return the renaming by which most kernels find a traced layer of their path and shape; none where equal."""
     stored = {(kernel.path, kernel.shape) for kernel in kernels}
     traced = {(layer.path, layer.shape) for layer in trace.layers}
-    votes: Counter[_Renaming] = Counter({_Renaming(): len(stored & traced)})
-    votes.update(
-        _Renaming("", more) for path, shape in stored for more, end in _endings(path) if (end, shape) in traced
-    )
-    votes.update(
-        _Renaming(less, "") for path, shape in traced for less, end in _endings(path) if (end, shape) in stored
-    )
-    return max(votes, key=lambda renaming: (votes[renaming], renaming == _Renaming(), renaming.less, renaming.more))
+    votes: Counter[Renaming] = Counter({Renaming(): len(stored & traced)})
+    votes.update(Renaming("", more) for path, shape in stored for more, end in _endings(path) if (end, shape) in traced)
+    votes.update(Renaming(less, "") for path, shape in traced for less, end in _endings(path) if (end, shape) in stored)
+    return max(votes, key=lambda renaming: (votes[renaming], renaming == Renaming(), renaming.less, renaming.more))
 
 
 def _endings(path: str) -> Iterator[tuple[str, str]]:
@@ -160,7 +156,7 @@ def _endings(path: str) -> Iterator[tuple[str, str]]:
         at = path.find(".", at + 1)
 
 
-def _renamed(layer: TracedLayer, rename: _Renaming) -> TracedLayer:
+def _renamed(layer: TracedLayer, rename: Renaming) -> TracedLayer:
     norm = layer.norm
     if norm is None:
         return layer

@@ -35,9 +35,9 @@ CONSTANTS: Mapping[str, tuple[float, str]] = {
     "sigmoid": (0.25, "s (1 - s) is at most 1/4"),
     "erf": (_ERF, "2 / sqrt(pi), at 0"),
     "gelu": (GELU, "the derivative has its largest value at sqrt(2), where its own is phi (2 - x^2)"),
-    "gelu_tanh": (_GELU_TANH, "interval arithmetic"),
-    "silu": (SILU, "interval arithmetic"),
-    "mish": (MISH, "interval arithmetic"),
+    "gelu_tanh": (_GELU_TANH, "the derivative, by interval arithmetic"),
+    "silu": (SILU, "the derivative, by interval arithmetic"),
+    "mish": (MISH, "the derivative, by interval arithmetic"),
     "hardswish": (1.5, "x (x + 3) / 6 has slope (2 x + 3) / 6 up to x = 3"),
     "selu": (_SELU, "the product of its two constants"),
 }

@@ -25,7 +25,7 @@ def _times(weight: float, factor: float) -> float:
     return factor if weight == 1 else above(weight * factor)
 
 
-@rule("extreme", factor="1 each, root of squares", why="|max(a, b) - max(c, d)| is at most that of |a - c|, |b - d|")
+@rule("extreme", factor="1 each, root of squares", why="|max(a, b) - max(c, d)| <= max(|a - c|, |b - d|)")
 def extreme(operation: Operation, around: Surroundings) -> Step:
     """Bound the larger or smaller of two values, entry by entry."""
     factors = tuple(copies(operation, at, around) for at in range(len(operation.inputs)))

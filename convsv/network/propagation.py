@@ -132,10 +132,14 @@ class _Work:
         Raises:
             ContradictionError: two certified statements exclude each other.
         """
-        if any(value not in self.upper for value in operation.inputs):
+        missing = any(value not in self.upper for value in operation.inputs)
+        if missing and operation.kind in _COSTLY:
             return  # for the reason of an earlier one
         try:
-            upper, bounded = self._joined(operation, self._step(operation))
+            step = self._step(operation)
+            if missing:
+                return  # of whose own reasons there are none
+            upper, bounded = self._joined(operation, step)
         except (UnavailableError, GeometryError) as error:
             self.reasons[operation.name] = error.what if error.found is None else f"{error.what} (found {error.found})"
             return
@@ -233,6 +237,8 @@ class _Work:
         return found
 
 
+_COSTLY = ("conv", "linear")
+"""Kinds of operations that are not looked at where nothing can come of it."""
 _NO_LOGARITHM = 1e-9
 """A network whose constant is this near to 1 has no logarithm to share out."""
 

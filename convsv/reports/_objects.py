@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from convsv import __version__
+from convsv.reports._operations import network_object
 from convsv.reports._summary import assumed, summarise
 from convsv.results import (
     Bound,
@@ -67,6 +68,7 @@ def report_object(report: Report, *, values: bool = False, summary: bool = False
             **checkpoint_object(checkpoint),
             "problems": list(checkpoint.problems),
             **_gate_object(checkpoint),
+            **_network_object(checkpoint),
             "layers": [layer_object(layer, values=values) for layer in checkpoint.layers],
         }
         for checkpoint in report.checkpoints
@@ -87,7 +89,13 @@ class Tally:
     def add(self, checkpoint: CheckpointReport) -> None:
         """Count a checkpoint that is complete, or could not be read."""
         c = checkpoint
-        entry = {**checkpoint_object(c), "problems": list(c.problems), **_gate_object(c), "layers": len(c.layers)}
+        entry = {
+            **checkpoint_object(c),
+            "problems": list(c.problems),
+            **_gate_object(c),
+            **_network_object(c),
+            "layers": len(c.layers),
+        }
         self.counts["checkpoints"].append(entry)
         self.counts["layers"] += len(c.layers)
         self.counts["unavailable"] += sum(len(layer.unavailable) for layer in c.layers)
@@ -208,6 +216,11 @@ def _gate_object(checkpoint: CheckpointReport) -> Object:
     if checkpoint.check is None:
         return {}
     return {"check": _finite(_check(checkpoint.check), "check", [])}
+
+
+def _network_object(checkpoint: CheckpointReport) -> Object:
+    """Return the bound of the whole network, as ``network``, where it was asked for."""
+    return {} if checkpoint.network is None else {"network": network_object(checkpoint.network)}
 
 
 def _check(check: Check) -> Object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from convsv.reports._networks import network_words
 from convsv.reports._sparkline import EMPTY, SPARKLINE, sparkline
 from convsv.reports._summary import assumed
 from convsv.results import Interval, LayerReport, Report, Spectrum
@@ -30,6 +31,8 @@ def legend(report: Report, *, summary: bool = False) -> tuple[Entry, ...]:
         summary: the table shown is that of the bounds over all layers.
     """
     layers = [layer for checkpoint in report.checkpoints for layer in checkpoint.layers]
+    if report.command == "lipschitz":
+        return tuple(network_words([c.network for c in report.checkpoints if c.network is not None]))
     if not layers:
         return ()
     if report.command == "clip":

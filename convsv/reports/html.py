@@ -24,10 +24,11 @@ from typing import Any, TextIO
 from convsv import __version__
 from convsv.reports import Sink, Style, writer
 from convsv.reports._changes import change_tables
+from convsv.reports._networks import checkpoint_table
 from convsv.reports._numbers import DOWN, UP, short
 from convsv.reports._objects import report_object
 from convsv.reports._summary import assumed
-from convsv.reports._tables import Column, Table, layer_table, summary_table
+from convsv.reports._tables import Column, Table, summary_table
 from convsv.reports._text import visible
 from convsv.reports._words import legend
 from convsv.results import CheckpointReport, LayerReport, Report
@@ -37,7 +38,7 @@ __all__ = ["command_line"]
 _MARK = re.compile(r"\[(\d+)\]")
 _SPARE = 2
 """Columns with at least this rank of those that go first are left out on a phone."""
-_NO_COMMAND_LINE = ("check", "clip", "compare")
+_NO_COMMAND_LINE = ("check", "clip", "compare", "lipschitz")
 """Verbs that take more than their settings tell."""
 
 
@@ -103,17 +104,17 @@ def _whole_table(head: Report, report: Report) -> tuple[Table, list[int | None]]
     # Bounds stand in a layer's own figure, changes in a table of their own: a row of this one is a layer.
     shown = replace(head, command="analyze") if head.command in ("bounds", "compare") else head
     layers = tuple(layer for checkpoint in report.checkpoints for layer in checkpoint.layers)
-    whole = layer_table(shown, CheckpointReport("", "", layers=layers))
+    whole = checkpoint_table(shown, CheckpointReport("", "", layers=layers))
     owners: list[int | None] = []
     paths: list[str] = []
     for checkpoint in report.checkpoints:
         for layer in checkpoint.layers:
-            lines = len(layer_table(shown, CheckpointReport("", "", layers=(layer,))).rows)
+            lines = len(checkpoint_table(shown, CheckpointReport("", "", layers=(layer,))).rows)
             owners += [owners[-1] + 1 if owners and owners[-1] is not None else 0] * lines
             paths += [checkpoint.path] * lines
     rows, notes = list(whole.rows), list(whole.footnotes)
     for checkpoint in report.checkpoints:
-        extra = layer_table(shown, replace(checkpoint, layers=()))
+        extra = checkpoint_table(shown, replace(checkpoint, layers=()))
         rows += [tuple(_renumbered(cell, len(notes)) for cell in row) for row in extra.rows]
         owners += [None] * len(extra.rows)
         paths += [checkpoint.path] * len(extra.rows)

@@ -7,7 +7,8 @@ from typing import TextIO
 
 from convsv.reports import Sink, Style, writer
 from convsv.reports._changes import change_tables
-from convsv.reports._tables import Table, layer_table, summary_table
+from convsv.reports._networks import checkpoint_table
+from convsv.reports._tables import Table, summary_table
 from convsv.reports._text import code_span, visible
 from convsv.reports._words import legend
 from convsv.results import CheckpointReport, LayerReport, Report
@@ -50,7 +51,7 @@ class _Markdown:
         if checkpoint.format and (self._style.summary or self._head.command == "compare"):
             return
         if checkpoint.format:
-            self._write(_lines(layer_table(self._head, checkpoint)))
+            self._write(_lines(checkpoint_table(self._head, checkpoint)))
         elif not self._style.summary:
             problems = [f"- {_prose(problem)}" for problem in checkpoint.problems]
             self._write([f"### {code_span(checkpoint.path)} · could not be read", "", *problems, ""])

@@ -30,6 +30,7 @@ from convsv.reports._objects import (
     report_object,
     summary_object,
 )
+from convsv.reports._operations import NETWORK_COLUMNS, flat_operations
 from convsv.reports._summary import BoundSummary, summarise
 from convsv.reports._text import to_csv, to_tsv, visible
 from convsv.results import CheckpointReport, LayerChange, LayerReport, Reached, Report, Step
@@ -166,6 +167,8 @@ def columns(head: Report, *, summary: bool = False) -> tuple[str, ...]:
         return (*layer, *_GEOMETRY, *_CLIP, *_ORIGINS, *_END)
     if head.command == "compare":
         return _CHANGE
+    if head.command == "lipschitz":
+        return NETWORK_COLUMNS
     if head.command == "check":
         return (*layer, *_CHECK, *_NORM, *_SYMBOL_MIN, *_GEOMETRY, *_ORIGINS, *_END)
     if head.command == "bounds":
@@ -278,7 +281,10 @@ class _Rows:
             self._flush()
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
-        """Nothing: each row tells its checkpoint."""
+        """Take the operations of a network; of layers each row tells its checkpoint."""
+        if checkpoint.network is not None:
+            self._waiting += flat_operations(checkpoint)
+            self._flush()
 
     def end(self, report: Report) -> None:
         if self._style.summary:

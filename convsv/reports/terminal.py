@@ -14,7 +14,8 @@ from rich.text import Text
 
 from convsv.reports import Sink, Style, writer
 from convsv.reports._changes import change_tables
-from convsv.reports._tables import KEEP, Column, Table, layer_table, summary_table
+from convsv.reports._networks import checkpoint_table
+from convsv.reports._tables import KEEP, Column, Table, summary_table
 from convsv.reports._text import visible
 from convsv.reports._words import legend
 from convsv.results import CheckpointReport, LayerReport, Report
@@ -86,7 +87,7 @@ class _Terminal:
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
         if checkpoint.format and not self._style.summary and self._head.command != "compare":
-            self._draw(_harmless(layer_table(self._head, checkpoint)))
+            self._draw(_harmless(checkpoint_table(self._head, checkpoint)))
 
     def end(self, report: Report) -> None:
         if self._style.summary:

@@ -17,9 +17,9 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -30,9 +30,10 @@ from convsv.graph import Network
 from convsv.tracing.network import record_network
 from convsv.tracing.recorder import record
 
-__all__ = ["InputShape", "network_of", "trace", "trace_model"]
+__all__ = ["InputShape", "network_of", "trace", "trace_model", "trace_network"]
 
 Build: TypeAlias = "Callable[[], nn.Module]"
+Seen = TypeVar("Seen")
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _SHOWN = 200
@@ -70,7 +71,7 @@ def trace(target: str, inputs: Sequence[InputShape], arguments: str | None = Non
     args, kwargs = _arguments(arguments)
     with _current_folder_first(), contextlib.redirect_stdout(sys.stderr):
         build = _builder(target, args, kwargs)
-        layers, notes = _run_somewhere(target, build, inputs)
+        layers, notes = _run_somewhere(target, build, inputs, record)
     if not layers:
         notes = (*notes, f"{target}: no convolution was called")
     return Trace(target, layers, notes)
@@ -106,6 +107,24 @@ def network_of(model: nn.Module, inputs: Sequence[torch.Tensor | Sequence[int]])
         for one in inputs
     ]
     return record_network(model, given, values=True)
+
+
+def trace_network(target: str, inputs: Sequence[InputShape], arguments: str | None = None) -> Network:
+    """Import, build and run a model, and return its graph; its constants have keys, and no values.
+
+    Args:
+        target: as for :func:`trace`.
+        inputs: one entry a positional input of its ``forward``.
+        arguments: as for :func:`trace`.
+
+    Raises:
+        UsageError: the target or the arguments are malformed, or the model cannot be imported, built or run.
+    """
+    args, kwargs = _arguments(arguments)
+    with _current_folder_first(), contextlib.redirect_stdout(sys.stderr):
+        build = _builder(target, args, kwargs)
+        network, notes = _run_somewhere(target, build, inputs, lambda m, given: record_network(m, given, values=False))
+    return replace(network, notes=(*network.notes, *notes))
 
 
 # ---------------------------------------------------------------------------------------------------------- building
@@ -183,11 +202,11 @@ def _users_code(target: str, what: str) -> Iterator[None]:
 
 
 def _run_somewhere(
-    target: str, build: Build, inputs: Sequence[InputShape]
-) -> tuple[tuple[TracedLayer, ...], tuple[str, ...]]:
+    target: str, build: Build, inputs: Sequence[InputShape], watch: Callable[[nn.Module, Sequence[torch.Tensor]], Seen]
+) -> tuple[Seen, tuple[str, ...]]:
     model = _built_on_meta(target, build)
     try:
-        return record(model, [_given(model, one, torch.device("meta")) for one in inputs]), ()
+        return watch(model, [_given(model, one, torch.device("meta")) for one in inputs]), ()
     except Exception as error:
         if not _asks_for_values(error):
             with _users_code(target, "run"):
@@ -195,9 +214,9 @@ def _run_somewhere(
         why = " ".join(str(error).split())[:_SHOWN]
     with _users_code(target, "run"):
         model = build().to("cpu")
-        layers = record(model, [_given(model, one, torch.device("cpu")) for one in inputs])
+        seen = watch(model, [_given(model, one, torch.device("cpu")) for one in inputs])
     note = f"{target}: run on the CPU with random input, because it asks for values ({why}): another input may differ"
-    return layers, (note,)
+    return seen, (note,)
 
 
 def _built_on_meta(target: str, build: Build) -> nn.Module:

@@ -254,7 +254,8 @@ class _Watcher(TorchFunctionMode):
         constant, geometry = self._constant(weight), resolve(taps, [("traced", facts)])
         dtype, problem = str(weight.dtype).removeprefix("torch."), None if constant.read else constant.problem
         read = constant.read or _no_values
-        layer = ConvLayer(whole.name, constant.key, tuple(weight.shape), dtype, "OIK", geometry, read, problem=problem)
+        key = constant.key or ".".join(filter(None, (self._here(), "weight")))  # computed: from what its module has
+        layer = ConvLayer(whole.name, key, tuple(weight.shape), dtype, "OIK", geometry, read, problem=problem)
         return replace(whole, kind="conv", constants={"weight": constant}, layer=layer)
 
     def _constant(self, tensor: Tensor) -> Constant:
