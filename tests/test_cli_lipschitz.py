@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -126,3 +127,32 @@ class Squared(nn.Module):
     assert "NaN" in network(run("nan.pt", *traced))["unavailable"]
     torch.save({"other.weight": torch.ones(2, 1, 3, 3)}, tmp_path / "other.pt")
     assert network(run("other.pt", *traced))["upper"] is None
+
+
+def test_normalisations_and_wrappers_are_found_too(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.slopes = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.PReLU(4)
+        self.inner, self.head = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.slopes(self.norm(self.conv(x)))
+        return self.head((x + self.inner(x)).mean((2, 3)))
+"""
+    (tmp_path / "block_net.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    block = importlib.import_module("block_net").Block()
+    for name, tensor in block.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    torch.save({f"module.{name}": tensor for name, tensor in block.state_dict().items()}, "block.pt")
+    result = run("block.pt", "--model", "block_net:Block", "--input-shape", "1x6x6", "--format", "json")
+    found, bound = network(result), convsv.network_bound(block, (1, 1, 6, 6))
+    assert bound.upper is not None, bound.unavailable
+    assert found["upper"] == pytest.approx(bound.upper, rel=1e-6)

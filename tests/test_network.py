@@ -386,6 +386,31 @@ def test_factors_are_shown_as_they_are_and_outputs_by_name() -> None:
         convsv.network_bound(model, (1, 3), output="nothing")
 
 
+class InPlace(nn.Module):
+    """A residual block as it is often written: everything in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv1d(3, 3, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        kept = x
+        y = self.relu(x)
+        y = self.conv(y)
+        y += kept
+        return self.relu(y).mul_(3.0)
+
+
+def test_operations_in_place_are_what_they_are() -> None:
+    torch.manual_seed(6)
+    model = InPlace().double()
+    bound = convsv.network_bound(model, (1, 3, 6))
+    conv = convsv.network_bound(model.conv, (1, 3, 6)).upper
+    assert conv is not None
+    assert bound.upper == pytest.approx(3 * conv * (1 + conv))
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 

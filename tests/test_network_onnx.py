@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
+from typer.testing import CliRunner
 
 onnx = pytest.importorskip("onnx")
 
@@ -21,7 +25,8 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 import convsv  # noqa: E402
 from convsv.checkpoints._onnx_operations import OPERATORS  # noqa: E402
-from convsv.errors import CheckpointError  # noqa: E402
+from convsv.cli import app  # noqa: E402
+from convsv.errors import CheckpointError, UsageError  # noqa: E402
 from convsv.graph import Network  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
@@ -301,3 +306,37 @@ def test_a_real_model(shared_checkpoints: Path) -> None:
     assert bound.outputs["scores"] is not None
     assert bound.upper is None
     assert "Exp" in (bound.unavailable or ""), "boxes are decoded with exp"
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_file_has_an_error_or_a_graph_and_does_no_harm(tmp_path: Path, flips: list[tuple[int, int]]) -> None:
+    case = Case(
+        [("Pad", "x by", "a", {}), ("Conv", "a w", "b", {"strides": [2, 2]}), ("AveragePool", "b", "c", {
+            "kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}), ("Softmax", "c", "d", {}), ("Reshape", "d to", "e", {}),
+         ("Gemm", "e m", "f", {"transB": 1}), ("Expand", "f big", "y", {})],
+        stored={"by": whole(0, 0, 1, 1, 0, 0, 1, 1), "w": weights(3, 2, 3, 3), "to": whole(1, -1), "m": weights(2, 27),
+                "big": whole(2, 2)},
+    )  # fmt: skip
+    raw = bytearray(model(case).SerializeToString())
+    for place, byte in flips:
+        raw[place % len(raw)] = byte
+    path = tmp_path / "m.onnx"
+    path.write_bytes(bytes(raw))
+    try:
+        read = convsv.open_checkpoint(path).network
+        bound = convsv.network_bound(read()) if read is not None else None
+    except (CheckpointError, UsageError):
+        return
+    assert bound is None or bound.upper is None or bound.upper >= 0
+
+
+def test_the_command_takes_a_model_by_itself(tmp_path: Path) -> None:
+    case = CASES["Conv folded"]
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(case).SerializeToString())
+    done = CliRunner().invoke(app, ["lipschitz", str(path), "--format", "json", "--tol", "0.001"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["checkpoints"][0]["network"]
+    assert found["upper"] == convsv.network_bound(network(tmp_path, model(case))).upper
+    assert found["inputs"] == {"x": [1, 2, 4, 5]}
