@@ -22,17 +22,22 @@ from convsv.cli import app
 for name in sys.argv[1:]:
     print("\\f" + name, flush=True)
     try:
-        app([name, "--help"])
+        app([*name.split(), "--help"])
     except SystemExit as error:
         assert error.code == 0, name
 """
 
 
 def command_names() -> list[str]:
-    """Return all commands, in the order of the help."""
-    from convsv.cli._groups import VERBS
+    """Return all commands, in the order of the help; those of a group one by one behind it."""
+    from typer.main import get_command
 
-    return [name for name, _ in sorted(VERBS.items(), key=lambda item: item[1].rank)]
+    from convsv.cli import app
+
+    names = []
+    for name, command in getattr(get_command(app), "commands").items():  # noqa: B009 - typer vendors click's types
+        names += [name, *(f"{name} {inner}" for inner in getattr(command, "commands", ()))]
+    return names
 
 
 def help_texts() -> str:

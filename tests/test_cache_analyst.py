@@ -129,14 +129,18 @@ def test_a_tie_with_a_layer_that_was_given_up_is_computed() -> None:
     assert list(second) == [report(layer(1, "good")), report(layer(2))]
 
 
-def test_what_cannot_be_read_reaches_the_analyst() -> None:
+def test_what_cannot_be_read_reaches_the_analyst_and_is_not_kept() -> None:
     def broken() -> np.ndarray:
+        asked.append(True)
         raise CorruptCheckpointError("torn")
 
+    asked: list[bool] = []
     options = AnalysisOptions(execution=Execution("cpu"))
     cached = Cached(lambda layers: analyze(layers, options), Memory(), key_of)
-    with pytest.raises(CorruptCheckpointError, match="torn"):
-        list(cached([layer(0, read=broken)]))
+    for _ in range(2):
+        [found] = cached([layer(0, read=broken)])
+        assert found.unread == "torn"
+    assert len(asked) == 4
 
 
 def test_failures_are_not_kept_but_ties_share_them() -> None:

@@ -655,15 +655,18 @@ def test_a_lapack_that_never_converges_makes_results_unavailable_and_none_nan(
 # -------------------------------------------------------------------------------------- nothing is kept, nothing runs
 
 
-def test_nothing_is_written_and_no_cache_is_kept(convsv: Callable[..., Ended], tmp_path: Path) -> None:
+def test_nothing_is_written_but_the_cache_and_without_it_nothing_at_all(
+    convsv: Callable[..., Ended], tmp_path: Path, own_cache: Path
+) -> None:
     path = saved(tmp_path / "m.safetensors", a_weight=FULL_VIEW)
-    for _ in range(2):
-        ended = convsv("analyze", path, "--method", "circulant", "--method", "bounds", "--size", "8")
+    for options, kept in ((["--no-cache"], False), ([], True), ([], True)):
+        ended = convsv("analyze", path, "--method", "circulant", "--method", "bounds", "--size", "8", *options)
         assert ended.code == 0
         assert set(ended.opened) <= {str(path)}
         assert not ended.written
         assert not ended.changed
         assert not ended.programs
+        assert own_cache.exists() == kept
 
 
 def test_a_lambda_and_an_unknown_class_are_named_and_never_resolved(

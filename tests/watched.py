@@ -2,7 +2,8 @@
 
 The system ends a process that takes more processor time than ``SECONDS``, and gives it at most ``BYTES`` of address
 space. LOG gets a JSON object: the files that were opened, changed or looked for by name, the modules that were
-imported, and the programs that were started, by what Python's audit hooks tell, which see every part of Python.
+imported, and the programs that were started, by what Python's audit hooks tell, which see every part of Python. What
+happens inside the folder of the cache is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-OWN = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(HERE.parents[1] / "convsv"), str(HERE))
+CACHE = os.environ["CONVSV_CACHE_DIR"]
+OWN = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(HERE.parents[1] / "convsv"), str(HERE), CACHE)
 SYSTEM = ("/proc/", "/sys/", "/dev/null", "/dev/shm/", "/dev/tty", "/etc/", "/lib", "/usr/")
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
@@ -36,7 +38,7 @@ def note(event: str, args: tuple[Any, ...]) -> None:
         seen["imported"].append(str(args[0]))
     elif event in PROGRAMS:
         seen["programs"].append(repr(args[1] if event == "subprocess.Popen" else args))
-    elif event in CHANGES:
+    elif event in CHANGES and not all(str(path).startswith(CACHE) for path in args if isinstance(path, (str, Path))):
         seen["changed"].append(f"{event} {args}")
     elif event.startswith(OTHERS) and args[0] is not None:  # opening the program itself as a library is ctypes' habit
         seen["others"].append(f"{event} {args}")

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from convsv.cache._analyst import Cached, KeyOf
+from convsv.cache._checkpoints import Checkpoints, Finished
 from convsv.cache._keys import Computation, digest, layer_key
 from convsv.cache._store import Folder, Memory, Usage
 
-__all__ = ["Cached", "Computation", "Folder", "KeyOf", "Memory", "Usage", "digest", "layer_key"]
+__all__ = [
+    "Cached",
+    "Checkpoints",
+    "Computation",
+    "Finished",
+    "Folder",
+    "KeyOf",
+    "Memory",
+    "Usage",
+    "digest",
+    "layer_key",
+]

@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from convsv import __version__
+from convsv.cli._cache import cache
 from convsv.cli._groups import VERBS, flattened
 from convsv.cli._screen import Screen, close_standard_output, exit_code, occupy_standard_streams
 
@@ -120,6 +121,8 @@ def _program(
 
 for _name, _verb in sorted(VERBS.items(), key=lambda item: item[1].rank):
     app.command(_name, epilog=f"Example: {_verb.example}")(flattened(_verb.function))
+
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convsv.cli._caching import cached
 from convsv.cli.options import parse_memory
 from convsv.errors import UsageError
 from convsv.results import LayerReport
 
 if TYPE_CHECKING:
-    from convsv.cache import Memory
+    from convsv.cli._caching import Kept
     from convsv.cli._task import Task
     from convsv.cli.options import Computing
     from convsv.execution import Execution
@@ -42,12 +41,12 @@ class Arranged:
     close: Callable[[], None] = lambda: None
 
 
-def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged:
+def analyst_of(task: Task, kept: Kept, checkpoints: int | None) -> Arranged:
     """Return what turns layers into reports.
 
     Args:
         task: what is asked for.
-        results: what is known beforehand, and takes what is found out.
+        kept: what is known beforehand, and takes what is found out.
         checkpoints: how many there are; None where that is not known.
     """
     if task.computing is None:
@@ -70,7 +69,7 @@ def analyst_of(task: Task, results: Memory, checkpoints: int | None) -> Arranged
     )
     spreader = Spreader(analyze, options, checkpoints)
     settings = {"device": str(execution.torch_device), "jobs": execution.threads}
-    known = cached(spreader, results, execution, options)
+    known = kept.around(spreader, execution, {"analysis": options})
 
     def analyst(layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         chosen = tuple(layers)

@@ -13,14 +13,16 @@ from convsv.cli.options import parse_memory
 from convsv.errors import UsageError
 
 if TYPE_CHECKING:
-    from convsv.cache import Cached, Folder, Memory
+    from convsv.cache import Cached, Checkpoints, Computation, Folder
     from convsv.cache._analyst import Analyst
+    from convsv.checkpoints.sources import GeometryOptions
+    from convsv.cli._task import Task
     from convsv.cli.options import Computing
     from convsv.execution import Execution
     from convsv.layer import ConvLayer
     from convsv.results import LayerReport
 
-__all__ = ["DEFAULT_SIZE", "cached", "kept_results", "users_folder"]
+__all__ = ["DEFAULT_SIZE", "Kept", "users_folder"]
 
 DEFAULT_SIZE = "1GiB"
 _FOLDER, _SIZE = "CONVSV_CACHE_DIR", "CONVSV_CACHE_SIZE"
@@ -47,37 +49,64 @@ def users_folder() -> Folder:
         raise UsageError(f"{_SIZE}: {error}") from None
 
 
-def kept_results(computing: Computing | None) -> Memory:
-    """Return what is known beforehand: of this call, and of earlier ones unless ``--no-cache`` was given.
+class Kept:
+    """What is known beforehand: of this call, and of earlier ones unless ``--no-cache`` was given.
+
+    Args:
+        computing: the options; None where nothing is computed, and nothing kept.
 
     Raises:
         UsageError: the environment says something that is no size.
     """
-    from convsv.cache import Memory
 
-    return Memory(None if computing is None or computing.no_cache else users_folder())
+    def __init__(self, computing: Computing | None) -> None:
+        from convsv.cache import Memory
 
+        self.memory = Memory(None if computing is None or computing.no_cache else users_folder())
+        self._computation: Computation | None = None
 
-def cached(
-    inner: Analyst,
-    results: Memory,
-    execution: Execution,
-    options: Any,
-    *,
-    more: Callable[[ConvLayer], Any] = lambda layer: None,
-    keeps: Callable[[LayerReport], bool] = lambda report: True,
-) -> Cached:
-    """Return an analyst that computes only what is not known.
+    @property
+    def folder(self) -> Folder | None:
+        """Where results are kept for later calls, if they are."""
+        return self.memory.behind
 
-    Args:
-        inner: what computes.
-        results: what is known.
-        execution: where it computes.
-        options: everything else that decides the numbers.
-        more: what of it differs from layer to layer.
-        keeps: whether a result is worth keeping.
-    """
-    from convsv.cache import Cached, Computation, layer_key
+    def around(
+        self,
+        inner: Analyst,
+        execution: Execution,
+        options: Any,
+        *,
+        more: Callable[[ConvLayer], Any] = lambda layer: None,
+        keeps: Callable[[LayerReport], bool] = lambda report: True,
+    ) -> Cached:
+        """Return an analyst that computes only what is not known.
 
-    computation = Computation(options, execution.torch_device.type, execution.memory)
-    return Cached(inner, results, lambda layer: layer_key(layer, computation, more(layer)), keeps)
+        Args:
+            inner: what computes.
+            execution: where it computes.
+            options: everything else that decides the numbers.
+            more: what of it differs from layer to layer.
+            keeps: whether a result is worth keeping.
+        """
+        from convsv.cache import Cached, Computation, layer_key
+
+        computation = Computation(options, execution.torch_device.type, execution.memory)
+        self._computation = computation
+        return Cached(inner, self.memory, lambda layer: layer_key(layer, computation, more(layer)), keeps)
+
+    def checkpoints(self, task: Task, sources: GeometryOptions) -> Checkpoints | None:
+        """Return where whole checkpoints are known; None where they are not.
+
+        They are not where a model was traced, which is code and may change, and where whole spectra go to a file
+        and are not in the reports.
+        """
+        from convsv.cache import Checkpoints, digest
+
+        if self._computation is None or not self.folder or sources.trace or task.spectra.spectra is not None:
+            return None
+        try:
+            name = self._computation.name
+        except (TypeError, ImportError):
+            return None  # an option, or a library, without a name
+        chosen = [list(task.models.include), list(task.models.exclude)]
+        return Checkpoints(self.folder, digest([name, repr(sources), chosen]))

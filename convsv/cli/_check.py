@@ -17,7 +17,6 @@ import typer
 
 from convsv.cache import digest
 from convsv.cli._analyst import Analyst
-from convsv.cli._caching import cached
 from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs
 from convsv.cli._run import Run, counted
@@ -155,6 +154,8 @@ def _is_decided(report: LayerReport) -> bool:
 class _CheckRun(Run):
     """One call of ``check``."""
 
+    _recalls = False
+
     def __init__(self, task: Task, screen: Screen, policy: Policy, earlier: Report | None, *, github: bool) -> None:
         super().__init__(task, screen)
         self._policy, self._earlier, self._github = policy, earlier, github
@@ -200,9 +201,8 @@ class _CheckRun(Run):
         self._options = GateOptions(execution, computing.tol, computing.budget)
         computed = {"device": str(execution.torch_device), "jobs": execution.threads}
         stated = {"execution": execution, "tol": computing.tol, "seconds": computing.budget}
-        analyst = cached(
+        analyst = self._kept.around(
             lambda layers: check_layers(layers, self._policy, self._gate()),
-            self._results,
             execution,
             {"check": stated},
             more=self._demanded,

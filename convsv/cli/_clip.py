@@ -89,6 +89,8 @@ def _settings(wanted: Wanted) -> dict[str, Any]:
 class _ClipRun(Run):
     """One call of ``clip``."""
 
+    _recalls = False
+
     def __init__(self, task: Task, screen: Screen, wanted: Wanted, target: Target) -> None:
         super().__init__(task, screen)
         self._wanted, self._target = wanted, target

@@ -111,6 +111,7 @@ class _CompareRun(Run):
         for checkpoint in self._done:
             self._say_missing(checkpoint)
         self._say_happened(comparison)
+        self._say_kept()
         return worst(*self._codes)
 
     # ---------------------------------------------------------------------------------------------------------- reading

@@ -126,6 +126,8 @@ class _FigureFile:
 
 
 class _PlotRun(Run):
+    _recalls = False
+
     """One call of ``plot``."""
 
     def __init__(self, task: Task, screen: Screen, pictures: Pictures) -> None:

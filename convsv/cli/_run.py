@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import typer
 
 from convsv.cli._analyst import Analyst, analyst_of
-from convsv.cli._caching import kept_results
+from convsv.cli._caching import Kept
 from convsv.cli._inputs import Inputs
 from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
@@ -24,8 +24,9 @@ from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
 if TYPE_CHECKING:
+    from convsv.cache import Checkpoints
     from convsv.checkpoints import Checkpoint
-    from convsv.checkpoints.discovery import Discovery
+    from convsv.checkpoints.discovery import Discovery, Skipped
     from convsv.checkpoints.sources import GeometryOptions
     from convsv.layer import ConvLayer
 
@@ -74,6 +75,7 @@ class Begun:
         reports: what is said of them, in order.
         path: where it is; None where there is none.
         interrupt: what ended it, and the whole run, early.
+        keep: keeps its report for later calls, when that is complete.
     """
 
     known: CheckpointReport
@@ -81,6 +83,7 @@ class Begun:
     layers: Sequence[ConvLayer] = ()
     reports: Iterable[LayerReport] = ()
     interrupt: KeyboardInterrupt | AbandonedError | None = None
+    keep: Callable[[CheckpointReport], None] | None = None
 
 
 class Run:
@@ -91,6 +94,9 @@ class Run:
         screen: where notes and errors go.
     """
 
+    _recalls = True
+    """Whether the report of an unchanged checkpoint says all that is needed of it."""
+
     def __init__(self, task: Task, screen: Screen) -> None:
         self._task, self._screen = task, screen
         self._codes = [0]
@@ -99,7 +105,9 @@ class Run:
         self._leaning = 0
         self._layers: tuple[ConvLayer, ...] = ()
         self._checkpoint: Checkpoint | None = None
-        self._results = kept_results(task.computing)
+        self._kept = Kept(task.computing)
+        self._known: Checkpoints | None = None
+        self._skipped: tuple[Skipped, ...] = ()
         self._resources = ExitStack()
         self._ahead: Callable[[], int] = lambda: 0
         self._count: int | None = None
@@ -120,6 +128,7 @@ class Run:
             return _USAGE
         self._count = len(paths.known) if paths.complete else None
         analyst, computed = self._analyst()
+        self._known = self._kept.checkpoints(self._task, sources) if self._recalls else None
         head = replace(head, settings={**head.settings, **computed})
         with self._resources, outputs.opened(head):
             interrupted = self._all(paths, sources, analyst, outputs)
@@ -191,14 +200,45 @@ class Run:
         if path is None:
             return begun
         try:
+            if self._recalled(begun, path):
+                return begun
             begun.known, begun.layers = find(path)
             self._screen.expect(len(begun.layers))
             begun.reports = analyst(begun.layers)
+            begun.keep = self._keeper(path)
         except (KeyboardInterrupt, AbandonedError) as error:
             begun.interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
             begun.known = self._failed(begun.known, error)
         return begun
+
+    def _recalled(self, begun: Begun, path: str) -> bool:
+        """Take the report of a checkpoint from an earlier call, if its file is still the same."""
+        from convsv.checkpoints import RegularFile
+
+        known = self._known and self._known.recall(path, lambda: RegularFile(path).sha256())
+        if not known:
+            return False
+        layers = known.report.layers
+        begun.known, begun.reports = replace(known.report, layers=()), layers
+        self._tell(path, known.report.problems, known.skipped, [layer.folded is not None for layer in layers])
+        self._screen.expect(len(layers))
+        self._kept.memory.recalled += len(layers)
+        return True
+
+    def _keeper(self, path: str) -> Callable[[CheckpointReport], None] | None:
+        """Return what keeps the report of the checkpoint that was discovered last.
+
+        Only that of one whole file is kept: what is said about a damaged one, or about one whose other files are
+        missing, may depend on more than its content.
+        """
+        from convsv.cache import Finished
+
+        checkpoint, known = self._checkpoint, self._known
+        if checkpoint is None or known is None or len(checkpoint.files) != 1 or checkpoint.problems:
+            return None
+        skipped = tuple((found.key, found.rule, found.reason) for found in self._skipped)
+        return lambda report: known.keep(path, Finished(report, skipped))
 
     def _finish(self, begun: Begun, outputs: Outputs) -> None:
         """Hand out the reports of a checkpoint as they come."""
@@ -207,6 +247,8 @@ class Run:
         try:
             self._stream(known, begun.reports, layers, outputs)
             known = known if known.failed or interrupt else self._judged(known, begun.layers, layers)
+            if begun.keep and not interrupt and len(layers) == len(begun.layers):
+                begun.keep(replace(known, layers=tuple(layers)))
         except (KeyboardInterrupt, AbandonedError) as error:
             interrupt = error
         except Exception as error:  # noqa: BLE001 - whatever it is, the other checkpoints are still reported
@@ -223,7 +265,7 @@ class Run:
 
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
-        found = analyst_of(self._task, self._results, self._count)
+        found = analyst_of(self._task, self._kept, self._count)
         self._resources.callback(found.close)
         self._ahead = found.ahead
         return found.analyst, found.settings
@@ -261,7 +303,7 @@ class Run:
             found = discover(checkpoint, geometry=sources, include=models.include, exclude=models.exclude)
         problems = (*checkpoint.problems, *found.problems, *([unhashed] if unhashed else []))
         self._say(path, problems, found)
-        self._layers, self._checkpoint = found.layers, checkpoint
+        self._layers, self._checkpoint, self._skipped = found.layers, checkpoint, found.skipped
         return replace(known, problems=problems), found.layers
 
     def _hashes(self, large: bool) -> bool:
@@ -299,24 +341,30 @@ class Run:
         return replace(known, problems=(*known.problems, text), failed=True)
 
     def _say(self, path: str, problems: Sequence[str], found: Discovery) -> None:
+        skipped = tuple((each.key, each.rule, each.reason) for each in found.skipped)
+        self._tell(path, problems, skipped, [layer.folded is not None for layer in found.layers])
+
+    def _tell(
+        self, path: str, problems: Sequence[str], skipped: Sequence[tuple[str, str, str]], folded: Sequence[bool]
+    ) -> None:
+        """Say what was found: problems, what is no layer and why, and of each layer whether it is folded."""
         with self._screen.paused():
             for problem in problems[:_LINES]:
                 self._screen.warning(problem if problem.startswith(path) else f"{path}: {problem}")
             if len(problems) > _LINES:
                 self._screen.warning(f"{path}: and {len(problems) - _LINES} more problems; --format json has them all")
             if self._screen.verbose:
-                for skipped in found.skipped:
-                    self._screen.note(f"{path}: {skipped.key} is no layer ({skipped.rule}): {skipped.reason}")
-            elif found.skipped:
-                rules = Counter(skipped.rule for skipped in found.skipped)
+                for key, rule, reason in skipped:
+                    self._screen.note(f"{path}: {key} is no layer ({rule}): {reason}")
+            elif skipped:
+                rules = Counter(rule for _, rule, _ in skipped)
                 kinds = ", ".join(f"{rule} {count}" for rule, count in rules.most_common())
-                count = counted(len(found.skipped), "other tensor")
+                count = counted(len(skipped), "other tensor")
                 self._screen.note(f"{path}: {count} shaped like kernels left out ({kinds}); --verbose names them")
-            if not found.layers:
+            if not folded:
                 self._screen.note(f"{path}: no convolutions to report")
-            folded = sum(layer.folded is not None for layer in found.layers)
-            if folded:
-                kernels = counted(folded, "layer")
+            if any(folded):
+                kernels = counted(sum(folded), "layer")
                 self._screen.note(f"{path}: {kernels} reported with the batch normalisation behind them folded in")
 
     def _say_missing(self, checkpoint: CheckpointReport) -> None:
@@ -358,7 +406,7 @@ class Run:
 
     def _say_kept(self) -> None:
         """Say what was not computed now, and why nothing is kept."""
-        folder, known = self._results.behind, self._results.recalled
+        folder, known = self._kept.folder, self._kept.memory.recalled
         if known:
             self._screen.note(f"{counted(known, 'layer')} known from an earlier call; --no-cache computes anew")
         if folder and folder.trouble and self._screen.verbose:

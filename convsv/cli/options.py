@@ -334,7 +334,7 @@ class Computing:
         bool,
         typer.Option(
             "--no-cache",
-            help="Compute everything anew, and keep nothing for later calls.",
+            help="Compute everything anew, and keep nothing for later calls; see convsv cache --help.",
             rich_help_panel=_COMPUTING,
         ),
     ] = False

@@ -1,0 +1,262 @@
+"""The folder of entries: sound or nothing, bounded, and shared by processes that die whenever they like."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convsv.cache import Folder, Memory
+
+LIMIT = 64 << 20
+
+
+def key(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "deep" / "cache", LIMIT)
+
+
+def file_of(folder: Folder, number: int = 0) -> Path:
+    return folder.path / key(number)[:2] / key(number)
+
+
+def test_entries_come_back_in_this_and_in_another_process(folder: Folder) -> None:
+    assert folder.get(key(0)) is None
+    for number in range(5):
+        folder.put(key(number), b"x" * number)
+    folder.put(key(3), b"new")
+    other = Folder(folder.path, LIMIT)
+    assert [other.get(key(number)) for number in range(6)] == [b"", b"x", b"xx", b"new", b"xxxx", None]
+    assert folder.usage().entries == 5
+    assert folder.trouble is None
+
+
+# ------------------------------------------------------------------------------------------------------------- damaged
+
+
+@given(st.data())
+def test_a_change_of_any_byte_makes_it_no_entry(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = Folder(tmp_path_factory.mktemp("store"), LIMIT)
+    folder.put(key(0), b'{"a": 1}')
+    path = file_of(folder)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    assert folder.get(key(0)) is None
+    assert not path.exists()
+    folder.put(key(0), b"again")
+    assert folder.get(key(0)) == b"again"
+
+
+def test_every_length_but_its_own_makes_it_no_entry(folder: Folder) -> None:
+    folder.put(key(0), b'{"a": 1}')
+    path = file_of(folder)
+    content = path.read_bytes()
+    for changed in [*(content[:length] for length in range(len(content))), content + b" ", content * 2]:
+        path.write_bytes(changed)
+        assert folder.get(key(0)) is None
+
+
+def test_an_entry_under_another_name_is_none(folder: Folder) -> None:
+    folder.put(key(0), b"of the first")
+    file_of(folder, 1).parent.mkdir(exist_ok=True)
+    file_of(folder, 1).write_bytes(file_of(folder, 0).read_bytes())
+    assert folder.get(key(1)) is None
+    assert folder.get(key(0)) == b"of the first"
+
+
+def test_links_pipes_folders_and_large_files_are_no_entries(folder: Folder, tmp_path: Path) -> None:
+    folder.put(key(0), b"x")
+    sound, path = file_of(folder, 0), file_of(folder, 1)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(sound)
+    assert folder.get(key(1)) is None
+    os.mkfifo(path)
+    assert folder.get(key(1)) is None
+    path.mkdir()
+    assert folder.get(key(1)) is None
+    folder.put(key(1), b"y")  # cannot take the place of a folder
+    assert folder.trouble
+    path.rmdir()
+    with path.open("wb") as file:
+        file.truncate(LIMIT)
+    assert Folder(folder.path, LIMIT).get(key(1)) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(folder: Folder) -> None:
+    folder.put(key(0), b"x")
+    folder.path.chmod(0o770)
+    other = Folder(folder.path, LIMIT)
+    assert (other.get(key(0)), other.trouble) == (None, "others may write to it")
+    other.put(key(1), b"x")
+    assert other.usage().entries == 1
+
+
+def test_a_new_folder_is_the_users_alone(folder: Folder) -> None:
+    before = os.umask(0)
+    try:
+        folder.put(key(0), b"x")
+    finally:
+        os.umask(before)
+    assert folder.path.stat().st_mode & 0o077 == 0
+    assert file_of(folder).stat().st_mode & 0o077 == 0
+
+
+def test_of_another_user(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put(key(0), b"x")
+    monkeypatch.setattr(os, "geteuid", lambda: folder.path.stat().st_uid + 1)
+    assert Folder(folder.path, LIMIT).trouble == "belongs to another user"
+
+
+def test_a_place_where_nothing_can_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    folder = Folder(tmp_path / "file" / "cache", LIMIT)
+    folder.put(key(0), b"x")
+    assert folder.trouble
+    assert folder.get(key(0)) is None
+    assert folder.usage().entries == 0
+    assert Folder(tmp_path / "file", LIMIT).trouble == "is not a folder"
+
+
+def test_a_full_disk_ends_writing_only(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.put(key(0), b"x")
+
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        folder.put(key(1), b"y")
+    assert folder.trouble == "cannot be written: No space left on device"
+    assert [path.name for path in folder.path.iterdir() if path.name.startswith("part-")] == []
+
+
+def test_without_a_bound_nothing_is_kept(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "cache", 0)
+    folder.put(key(0), b"x")
+    assert not folder.path.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- the bound
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 64 * 4096)
+    old = time.time() - 7200
+    for number in range(56):
+        folder.put(key(number), b"x")
+        os.utime(file_of(folder, number), (old + number, old + number))
+    folder.get(key(0))
+    for number in range(56, 80):
+        folder.put(key(number), b"x")
+        assert folder.usage().size <= folder.limit
+    assert folder.get(key(0)) == b"x"
+    assert folder.get(key(1)) is None
+    assert all(folder.get(key(number)) for number in range(56, 80))
+
+
+@pytest.mark.parametrize("size", [1, 5000, 20_000])
+def test_the_bound_holds_whatever_the_size_and_over_many_processes(tmp_path: Path, size: int) -> None:
+    limit = 100 * 4096
+    for call in range(30):
+        folder = Folder(tmp_path, limit)
+        for number in range(7):
+            folder.put(key(100 * call + number), b"x" * size)
+        assert folder.usage().size <= limit
+    assert folder.usage().size > limit // 2
+
+
+def test_an_entry_of_more_than_its_share_is_not_kept(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, 1 << 20)
+    folder.put(key(0), bytes((1 << 16) + 1))
+    folder.put(key(1), bytes(1 << 16))
+    assert folder.get(key(0)) is None
+    assert folder.get(key(1)) is not None
+
+
+def test_clearing_deletes_entries_and_nothing_else(folder: Folder) -> None:
+    for number in range(40):
+        folder.put(key(number), b"x")
+    mine = [folder.path / "mine.txt", folder.path / "ab" / "mine.txt", folder.path / "mine" / key(0)]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    (folder.path / "part-1").write_text("half")
+    assert folder.clear().entries == 40
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not (folder.path / "part-1").exists()
+    assert folder.usage().entries == 0
+    folder.put(key(1), b"x")
+    assert folder.get(key(1)) == b"x"
+
+
+def test_memory_is_bounded_and_stands_in_front(folder: Folder) -> None:
+    memory = Memory(folder, limit=100)
+    for number in range(20):
+        memory.put(key(number), bytes(10))
+    memory.put(key(19), bytes(20))
+    assert memory.get(key(19)) == bytes(20)
+    assert memory.recalled == 0
+    assert memory.get(key(0)) == bytes(10)
+    assert memory.recalled == 1
+    memory.drop(key(19))
+    assert memory.get(key(19)) is None
+    assert Memory(None, limit=5).get(key(0)) is None
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+PROGRAM = """
+import hashlib, sys
+from pathlib import Path
+from convsv.cache import Folder
+folder, seed, wrong = Folder(Path(sys.argv[1]), 40 * 4096), int(sys.argv[2]), 0
+print("begun", flush=True)
+for number in range(int(sys.argv[3])):
+    key = hashlib.sha256(str((number * 7 + seed) % 90).encode()).hexdigest()
+    body = folder.get(key)
+    wrong += body is not None and body != key.encode() * 50
+    folder.put(key, key.encode() * 50)
+print(wrong, folder.trouble)
+"""
+
+
+def start(folder: Path, seed: int, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(folder), str(seed), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_share_a_folder_while_it_is_swept_cleared_and_they_are_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    workers = [start(folder, seed, 4000) for seed in range(3)]
+    victims = [start(folder, 10 + seed, 10**9) for seed in range(2)]
+    for process in (*workers, *victims):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+    Folder(folder, 40 * 4096).clear()
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    answers = [process.communicate()[0].split() for process in workers]
+    assert answers == [["0", "None"]] * 3
+    for victim in victims:
+        victim.communicate()
+    survivor = Folder(folder, 40 * 4096)
+    found = [survivor.get(key(number)) for number in range(90)]
+    assert all(body == key(number).encode() * 50 for number, body in enumerate(found) if body is not None)
+    assert sum(body is not None for body in found) > 10
+    assert survivor.usage().size <= (40 + 6) * 4096
