@@ -86,6 +86,7 @@ def test_the_page_has_a_line_a_claim_and_leads_to_its_figures(tmp_path: Path) ->
     assert re.findall(r"!\[.*\]\((.*)\)", text) == ["page/drawn.svg"]
     assert [path.name for path in (tmp_path / "page").iterdir()] == ["drawn.svg"]
     assert machine() in text
+    assert "the whole run, 12 min of processor time" in text
     assert PAPERS["Yi 2020"] in text
 
 

@@ -14,7 +14,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
-from reproduce.claims import EXPERIMENTS, Section, Settings  # noqa: E402 - after the path is known
+from convsv.errors import ConvsvError  # noqa: E402 - after the path is known
+from reproduce.claims import EXPERIMENTS, Section, Settings  # noqa: E402
+from reproduce.data import load  # noqa: E402
 from reproduce.page import write_page  # noqa: E402
 
 
@@ -35,10 +37,15 @@ def main(arguments: list[str] | None = None) -> None:
     settings = Settings(given.quick, given.checkpoints, given.cifar)
     # A quick run must not take the place of the page in the documents.
     default = ROOT / ("build" if given.quick else "docs") / "reproduction.md"
-    started = time.perf_counter()
+    try:
+        load(settings, 0)  # files that are missing or damaged are refused now and not after ten minutes
+    except ConvsvError as error:
+        sys.exit(str(error))
+    started = time.process_time()
     sections = run(settings)
-    write_page(sections, settings, (time.perf_counter() - started) / 60, given.output or default)
-    print(given.output or default)
+    target = given.output or default
+    write_page(sections, settings, (time.process_time() - started) / 60, target)
+    print(target)
 
 
 def run(settings: Settings) -> list[Section]:

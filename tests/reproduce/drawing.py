@@ -6,9 +6,10 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+from convsv.reports._drawing.canvas import log_numbers
 from convsv.reports.figures import _METADATA, _PALETTES, _rc
 
-__all__ = ["INK", "MUTED", "SERIES", "draw", "shade"]
+__all__ = ["INK", "MUTED", "SERIES", "draw", "log_numbers", "shade"]
 
 INK, MUTED, SERIES = _PALETTES["light"].ink, _PALETTES["light"].muted, _PALETTES["light"].series
 

@@ -25,7 +25,7 @@ def write_page(sections: Sequence[Section], settings: Settings, minutes: float, 
     Args:
         sections: in the order of the page.
         settings: what was run.
-        minutes: how long it took.
+        minutes: processor time it took.
         target: the file; a figure of the same name is replaced, and figures of no section are removed.
     """
     folder = target.with_suffix("")
@@ -78,8 +78,8 @@ A verdict is about what was run here: the details say what that was, what decide
 “The paper says” gives the paper's number where its text, abstract or code was at hand, and else says that it was not.
 “As remembered” is from memory of the paper, and not looked up.
 
-- **Run**: {extent}, {max(1, round(minutes))} min.
-- **Machine**: {machine()}. Times are processor times of one thread.
+- **Run**: {extent}, {max(1, round(minutes))} min of processor time.
+- **Machine**: {machine()}. All times are processor times of one thread.
 - **Verdicts** follow from the measurements by the rule that each entry states."""
 
 

@@ -96,7 +96,7 @@ def _plan(settings: Settings) -> tuple[int, int, Recipe, int, int]:
         return 2, 4, Recipe(1), 1, 5
     if settings.cifar:
         return 3, 16, Recipe(30, batch=128), 3, 100
-    return 5, 8, Recipe(20), 1, 25
+    return 4, 8, Recipe(10), 1, 25
 
 
 def _trained(settings: Settings) -> tuple[Found, str]:
@@ -260,7 +260,7 @@ def _kept(found: Found) -> Claim:
 
 def _costs(settings: Settings) -> list[Claim]:
     """Time of a step of a wider network on images as large as CIFAR-10's, way by way in turn."""
-    width, rounds = (4, 2) if settings.quick else (16, 8)
+    width, rounds = (4, 2) if settings.quick else (16, 4)
     torch.manual_seed(0)
     model = ResNet(3, width, 1 if settings.quick else 3, normalised=True)
     images, labels = torch.rand(32, 3, 32, 32), torch.randint(0, 10, (32,))

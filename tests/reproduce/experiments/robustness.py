@@ -73,7 +73,7 @@ def robustness(settings: Settings) -> Section:
 
 
 def _trained(settings: Settings) -> tuple[Mapping[str, Runs], str]:
-    seeds, width, epochs, attacked = (2, 4, 1, 20) if settings.quick else (5, 8, 25, 100)
+    seeds, width, epochs, attacked = (2, 4, 1, 20) if settings.quick else (5, 8, 25, 60)
     recipe = Recipe(epochs, rate=0.1, decay=0.0)
     found: dict[str, Runs] = {}
     for seed in range(seeds):
@@ -211,4 +211,4 @@ def _paint(figure: Any, found: Mapping[str, Runs]) -> None:
     axes.set_xlim(0, RADII[-1])
     axes.set_xlabel("radius")
     axes.set_ylabel("accuracy, %")
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.03))

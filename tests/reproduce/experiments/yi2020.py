@@ -17,7 +17,7 @@ from convsv.operator import ConvOperator
 from convsv.results import Bound
 from convsv.spectra.asymptotic import QuantileVariant, asymptotic
 from reproduce.claims import Claim, Figure, Section, Settings, Table, experiment, judge
-from reproduce.drawing import SERIES, draw
+from reproduce.drawing import SERIES, draw, log_numbers
 from reproduce.layers import networks, resnet
 from reproduce.measuring import cpu_seconds, geometric_mean, slope, spread
 
@@ -175,6 +175,9 @@ def _paint_errors(figure: Any, means: Mapping[int, Mapping[str, float]]) -> None
         )
     axes.set_xticks(sizes, [str(n) for n in sizes])
     axes.set_xticks([], minor=True)
+    axes.set_yticks((0.05, 0.1, 0.2))
+    axes.set_yticks([], minor=True)
+    log_numbers(axes.yaxis)
     axes.set_xlabel("size of the image, n x n")
     axes.set_ylabel("relative error")
     axes.legend()
