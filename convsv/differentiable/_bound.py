@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -220,13 +221,16 @@ def _together(entry: Gradient, layers: Sequence[tuple[Tensor, Geometry]], tol: f
     """Return bounds ``(N,)`` as a single step of the autograd graph; certified to that width unless None."""
     kernels = [kernel for kernel, _ in layers]
     wanted = torch.is_grad_enabled() and any(kernel.requires_grad for kernel in kernels)
-    values, sources = [], []
-    with torch.autocast(kernels[0].device.type, enabled=False), torch.set_grad_enabled(wanted):
-        for kernel, geometry in layers:
-            source = kernel.detach().to(torch.float64, copy=wanted).requires_grad_(wanted)
-            values.append(_value(entry, source, geometry))
-            sources.append(source)
-        slopes = torch.autograd.grad(values, sources) if wanted else ()
+    # A guess makes another layer of the kernel, to which the short cut does not apply.
+    direct = wanted and entry.direct is not None and not any(g.guessed("groups", "stride") for _, g in layers)
+    with torch.autocast(kernels[0].device.type, enabled=False), torch.set_grad_enabled(wanted and not direct):
+        if direct:
+            pairs = [_directly(entry, kernel, geometry) for kernel, geometry in layers]
+            values, slopes = [value for value, _ in pairs], tuple(slope for _, slope in pairs)
+        else:
+            sources = [kernel.detach().to(torch.float64, copy=wanted).requires_grad_(wanted) for kernel in kernels]
+            values = [_value(entry, source, g) for source, (_, g) in zip(sources, layers, strict=True)]
+            slopes = torch.autograd.grad(values, sources) if wanted else ()
     found = [value.detach() for value in values]
     if tol is not None:
         found = [torch.full_like(v, _certified(entry, k, g, tol)) for v, (k, g) in zip(found, layers, strict=True)]
@@ -241,12 +245,31 @@ def _value(entry: Gradient, kernel: Tensor, geometry: Geometry) -> Tensor:
     if scale == 0:
         # A norm has no gradient at 0, and 0 is in its subdifferential.
         return (kernel * 0.0).sum()
-    scaled = kernel if scale == 1 else kernel / scale
-    loose = loosest(geometry)
-    form = normal_form(canonical(scaled, loose.groups), loose.stride, loose.dilation)
-    execution = Execution(device=str(kernel.device), jobs=1)
-    value = entry.compute(Problem(form, canonical(scaled, geometry.groups), geometry, execution))
+    value = entry.compute(_problem(kernel if scale == 1 else kernel / scale, geometry))
     return value if scale == 1 else value * scale
+
+
+def _directly(entry: Gradient, kernel: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Return the bound of a kernel and its gradient by the short cut, which there must be."""
+    assert entry.direct is not None
+    fixed = kernel.detach().to(torch.float64)
+    scale = _power_of_two(fixed)
+    if scale == 0:
+        return fixed.new_zeros(()), torch.zeros_like(fixed)
+    # Bounds are homogeneous: the gradient is that of the scaled kernel.
+    value, slope = entry.direct(_problem(fixed if scale == 1 else fixed / scale, geometry))
+    return value if scale == 1 else value * scale, slope.reshape(kernel.shape)
+
+
+def _problem(kernel: Tensor, geometry: Geometry) -> Problem:
+    loose = loosest(geometry)
+    form = normal_form(canonical(kernel, loose.groups), loose.stride, loose.dilation)
+    return Problem(form, canonical(kernel, geometry.groups), geometry, _execution(str(kernel.device)))
+
+
+@lru_cache(maxsize=16)
+def _execution(device: str) -> Execution:
+    return Execution(device=device, jobs=1)
 
 
 def _certified(entry: Gradient, kernel: Tensor, geometry: Geometry, tol: float) -> float:
@@ -256,7 +279,7 @@ def _certified(entry: Gradient, kernel: Tensor, geometry: Geometry, tol: float) 
         UnavailableError: this layer has none, or there is none of this name.
     """
     fixed = kernel.detach()
-    execution = Execution(device=str(kernel.device), jobs=1)
+    execution = _execution(str(kernel.device))
     if entry.name == NORM:
         loose = loosest(geometry)
         form = normal_form(canonical(fixed, loose.groups), loose.stride, loose.dilation)

@@ -32,6 +32,8 @@ WITHOUT_GRADIENT: Mapping[str, str] = {
 
 Compute: TypeAlias = Callable[[Problem], Tensor]
 """Computes a bound of the scaled kernel as a scalar tensor, with a gradient in ``Problem.kernel`` and ``.form``."""
+Direct: TypeAlias = Callable[[Problem], tuple[Tensor, Tensor]]
+"""Computes a bound and its gradient in ``Problem.kernel`` at once, without a graph."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Gradient:
         side: the side of the norm on which it lies; ``"norm"`` itself is approached from below.
         holds_for: the operators it is about, a key of :data:`convsv.bounds.SCOPES`.
         compute: does it.
+        direct: does it together with its gradient, in a fraction of the time.
     """
 
     name: str
     side: Side
     holds_for: Scope
     compute: Compute
+    direct: Direct | None = None
 
 
 GRADIENTS: Registry[Gradient] = Registry("differentiable bound", "convsv.differentiable")
@@ -56,7 +60,11 @@ GRADIENTS: Registry[Gradient] = Registry("differentiable bound", "convsv.differe
 
 
 def gradient(
-    name: str, *, side: Side | Literal["of the bound"] = "of the bound", holds_for: Scope = "any size"
+    name: str,
+    *,
+    side: Side | Literal["of the bound"] = "of the bound",
+    holds_for: Scope = "any size",
+    direct: Direct | None = None,
 ) -> Callable[[Compute], Compute]:
     """Return a decorator that registers a function as the differentiable form of the bound ``name``.
 
@@ -64,14 +72,15 @@ def gradient(
         name: of the bound.
         side: told here for what the catalogue of bounds does not have.
         holds_for: the same.
+        direct: the short cut, if there is one.
     """
 
     def register(compute: Compute) -> Compute:
         if side == "of the bound":
             entry = BOUNDS[name]
-            GRADIENTS.add(name, Gradient(name, entry.side, entry.holds_for, compute))
+            GRADIENTS.add(name, Gradient(name, entry.side, entry.holds_for, compute, direct))
         else:
-            GRADIENTS.add(name, Gradient(name, side, holds_for, compute))
+            GRADIENTS.add(name, Gradient(name, side, holds_for, compute, direct))
         return compute
 
     return register

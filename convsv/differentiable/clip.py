@@ -25,7 +25,9 @@ __all__ = ["METHODS", "SpectralClip"]
 METHODS = ("scale", "nearest")
 """How to get within the norm: by a factor, or to the nearest kernel."""
 _ATTEMPTS = 60
-_WIDTH = 1e-2
+_SHARP = 1e-3
+"""The same where the nearest kernel is asked for."""
+_WIDTH = 3e-2
 """Relative width of the certified intervals: a layer ends at most so much below the norm that is allowed."""
 
 
@@ -197,7 +199,7 @@ def _nearest(layer: ModuleLayer, radius: float, execution: Execution) -> tuple[T
 
     def judge(kernel: Kernel) -> Interval:
         tensor = torch.from_numpy(np.ascontiguousarray(kernel))
-        return Interval(0.0, certified_upper(tensor, layer.geometry, _WIDTH / 10, execution))
+        return Interval(0.0, certified_upper(tensor, layer.geometry, _SHARP, execution))
 
     found = clip_layer(made, ClipOptions(radius), judge, as_stored=made.as_stored, execution=execution)
     wanted = torch.from_numpy(found.kernel.reshape(stored.shape)).to(weight)
