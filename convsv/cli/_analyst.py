@@ -11,6 +11,7 @@ from convsv.errors import UsageError
 from convsv.results import LayerReport
 
 if TYPE_CHECKING:
+    from convsv.analysis import AnalysisOptions
     from convsv.cli._caching import Kept
     from convsv.cli._task import Task
     from convsv.cli.options import Computing
@@ -57,7 +58,7 @@ def analyst_of(task: Task, kept: Kept, checkpoints: int | None) -> Arranged:
     from convsv.certificate import Budget
     from convsv.scheduling.choice import Spreader
 
-    execution = _execution(task.computing)
+    execution = _execution(task.computing, dask=task.dask is not None)
     options = AnalysisOptions(
         methods=task.methods,
         norm=task.norm,
@@ -67,6 +68,8 @@ def analyst_of(task: Task, kept: Kept, checkpoints: int | None) -> Arranged:
         budget=Budget(seconds=task.budget or None),
         spectra=_spectrum_options(task),
     )
+    if task.dask is not None:
+        return _on_cluster(task, task.dask, kept, options)
     spreader = Spreader(analyze, options, checkpoints)
     settings = {"device": str(execution.torch_device), "jobs": execution.threads}
     known = kept.around(spreader, execution, {"analysis": options})
@@ -79,14 +82,30 @@ def analyst_of(task: Task, kept: Kept, checkpoints: int | None) -> Arranged:
     return Arranged(analyst, settings, spreader.ahead, spreader.close)
 
 
-def _execution(computing: Computing) -> Execution:
+def _on_cluster(task: Task, address: str, kept: Kept, options: AnalysisOptions) -> Arranged:
+    """Return what turns layers into reports on a dask cluster; what this machine has for a GPU does not matter."""
+    from convsv.costs import cost_of
+    from convsv.scheduling import Dispatcher
+    from convsv.scheduling.choice import wanted_of
+    from convsv.scheduling.cluster import ClusterPool
+
+    assert task.computing is not None
+    device, wanted = task.computing.device, wanted_of(options)
+    pool = ClusterPool(address, device)
+    dispatcher = Dispatcher(pool, options, lambda layer: cost_of(layer, wanted).seconds, device)
+    known = kept.around(dispatcher, options.execution, {"analysis": options})
+    return Arranged(known, {"device": device, "jobs": pool.slots, "dask": address}, lambda: 4 * pool.slots, pool.close)
+
+
+def _execution(computing: Computing, *, dask: bool) -> Execution:
+    """Return where to compute; on a cluster it is that of one task, and its device is a matter of the workers."""
     from convsv.execution import Execution
 
     return Execution(
-        device=computing.device,
+        device="cpu" if dask else computing.device,
         dtype=computing.dtype.value,
         memory=parse_memory(computing.memory),
-        jobs=computing.jobs,
+        jobs=1 if dask else computing.jobs,
     )
 
 

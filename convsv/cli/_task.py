@@ -36,6 +36,7 @@ class Task:
         force: whether that may take the place of another file.
         named: formats of report files whose suffix does not tell it.
         budget: seconds to spend on certifying one layer's norm; 0 for no limit.
+        dask: address of a cluster to compute on.
         more: further options that matter for the numbers.
     """
 
@@ -53,6 +54,7 @@ class Task:
     force: bool = False
     named: Mapping[str, str] = field(default_factory=dict)
     budget: float = 60.0
+    dask: str | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -41,4 +42,4 @@ def analyze(
     methods = tuple(dict.fromkeys(method))
     budget = planning.budget
     task = Task("analyze", models, geometry, output, computing, spectra, methods, norm=True, exact=exact, budget=budget)
-    run(task, dry=planning.dry_run)
+    run(replace(task, dask=planning.dask), dry=planning.dry_run)

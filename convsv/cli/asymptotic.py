@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -33,4 +34,4 @@ def asymptotic(
 
     methods = ("asymptotic", "calibrated") if calibrated else ("asymptotic",)
     task = Task("asymptotic", models, geometry, output, computing, spectra, methods, budget=planning.budget)
-    run(task, dry=planning.dry_run)
+    run(replace(task, dask=planning.dask), dry=planning.dry_run)

@@ -31,4 +31,4 @@ def bounds(
 
     budget = planning.budget
     task = Task("bounds", models, geometry, output, computing, methods=("bounds",), norm=True, budget=budget)
-    run(replace(task, summary=summary), dry=planning.dry_run)
+    run(replace(task, summary=summary, dask=planning.dask), dry=planning.dry_run)

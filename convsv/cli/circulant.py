@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from convsv.cli._groups import verb
 from convsv.cli.options import Computing, GeometrySources, Models, Output, Planning, Spectra
 
@@ -24,4 +26,4 @@ def circulant(
     from convsv.cli._task import Task
 
     task = Task("circulant", models, geometry, output, computing, spectra, ("circulant",), budget=planning.budget)
-    run(task, dry=planning.dry_run)
+    run(replace(task, dask=planning.dask), dry=planning.dry_run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from convsv.cli._groups import verb
 from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Planning, Spectra
 
@@ -25,4 +27,4 @@ def exact(
     from convsv.cli._task import Task
 
     task = Task("exact", models, geometry, output, computing, spectra, ("exact",), exact=exact, budget=planning.budget)
-    run(task, dry=planning.dry_run)
+    run(replace(task, dask=planning.dask), dry=planning.dry_run)

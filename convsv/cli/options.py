@@ -416,6 +416,16 @@ class Planning:
             rich_help_panel=_COMPUTING,
         ),
     ] = 60.0
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask",
+            metavar="ADDRESS",
+            help="Compute on a dask cluster: tcp://host:8786, or local:2 for two processes here. --memory is a task's.",
+            rich_help_panel=_COMPUTING,
+            show_default=False,
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option(

@@ -177,14 +177,15 @@ class Dispatcher:
         self._feed()
 
     def _recover(self) -> None:
-        """Start anew after a worker died; whatever else was in work then may be what killed it."""
+        """Go on after a worker died; where all workers died with it, what else was in work may be what killed it."""
+        if not self._pool.restart():
+            return
         for future, entry in list(self._running.items()):
             if future.done() and not future.cancelled() and future.exception() is None:
                 _settle(entry, future.result())
             else:
                 self._lost(future, entry)
         self._running.clear()
-        self._pool.restart()
 
     def _lost(self, future: Future[list[Outcome]], entry: _Entry) -> None:
         """Put layers whose worker died aside for another try, each alone; after that they have failed."""

@@ -29,7 +29,7 @@ class Pool(Protocol):
         """
 
     def restart(self) -> bool:
-        """Replace workers that died; tell whether this pool leaves it to the caller to try again."""
+        """Replace workers that died, where nobody else does; tell whether all batches in work are lost."""
 
     def close(self) -> None:
         """End all workers, whatever they do."""
