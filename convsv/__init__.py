@@ -46,6 +46,9 @@ _HOMES = {
     "spectrum": "convsv.api",
 }
 
+_ROOMS = ("constructions", "differentiable")
+"""Modules that are there without an import of their own."""
+
 
 def __getattr__(name: str) -> Any:
     """Import a public name from where it lives, on first use.
@@ -53,6 +56,8 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: there is no such name.
     """
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -85,3 +85,12 @@ def test_importing_convsv_imports_nothing_heavy() -> None:
     program = f"import sys, convsv; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_rooms_for_training_open_without_an_import_of_their_own() -> None:
+    program = (
+        "import sys, convsv; assert 'torch' not in sys.modules; "
+        "print(convsv.differentiable.spectral_penalty.__name__, convsv.constructions.cayley.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["spectral_penalty", "cayley"]
