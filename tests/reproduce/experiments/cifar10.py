@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 import convsv
 from convsv.differentiable import SpectralClip, geometry_of
@@ -181,13 +182,14 @@ def _gain(found: Found, normalised: bool, name: str) -> tuple[float, float, str]
     return mean, error, f"{mean:+.2f} ± {error:.2f}"
 
 
-_RULE = "holds if a fall exceeds two standard errors of the paired difference"
+_RULE = "holds if the 95 % interval of the paired differences (Student's t, two-sided) lies above zero"
 
 
 def _verdict(found: Found, normalised: bool, names: tuple[str, ...]) -> tuple[bool, str]:
     gains = {name: _gain(found, normalised, name) for name in names}
     shown = "; ".join(f"{name}: {gain[2]}" for name, gain in gains.items())
-    return any(mean > 2 * error for mean, error, _ in gains.values()), shown
+    reach = float(student_t.ppf(0.975, len(found[normalised]["plain"].errors) - 1))
+    return any(mean > reach * error for mean, error, _ in gains.values()), shown
 
 
 def _sedghi(found: Found, data: str) -> Claim:
