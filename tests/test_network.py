@@ -459,6 +459,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor] | nn.Module, str]] = {
     "matmul": (lambda x: x @ x.mT, "product"),
     "attention": (nn.MultiheadAttention(6, 2, batch_first=True), "attention|rule|product"),
     "exp": (torch.exp, "exp: its slope"),
+    "early identity": (nn.Softplus(threshold=1.0), "jumps"),
     "where": (lambda x: torch.where(x > 0, x, -100 * x), "where|jumps"),
     "round": (lambda x: x.round(), "no rule"),
     "cast": (lambda x: x.long().double(), "jumps"),

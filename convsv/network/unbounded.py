@@ -16,6 +16,7 @@ REASONS: Mapping[str, str] = {
     "recurrence": "recurrence: it is applied to its own output as often as the input is long",
     "own_statistics": "a batch normalisation that divides by the statistics of its own batch",
     "random": "it is random",
+    "switched": "it becomes another function at a threshold where the two differ: it jumps",
     "unit_length": "it divides by the length of its input: near zero no constant bounds that",
     "steep": "its slope has no bound on all inputs",
     "unknown": "no rule is known for it",

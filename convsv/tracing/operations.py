@@ -100,6 +100,10 @@ def _leaves(value: Any) -> Iterable[Any]:
         yield value
 
 
+_SAME_IN_SINGLE = 20.0
+"""Where softplus and the identity are the same in single precision: PyTorch's default threshold."""
+
+
 def _kind(kind: str, **settings: tuple[str, float]) -> Translate:
     """Return a translation of a function of one value, with numbers: the rule's name -> (parameter, default)."""
 
@@ -113,6 +117,14 @@ def _kind(kind: str, **settings: tuple[str, float]) -> Translate:
 
 def _gelu(call: Call) -> Told:
     return Told("gelu_tanh" if call.values.get("approximate", "none") == "tanh" else "gelu")
+
+
+def _softplus(call: Call) -> Told:
+    # Beyond its threshold PyTorch returns the input itself: at the default of 20 that is rounding (2e-9 / beta), below
+    # it a jump.
+    if call.number("threshold", _SAME_IN_SINGLE) < _SAME_IN_SINGLE:
+        return Told("switched")
+    return _kind("softplus", beta=("beta", 1.0))(call)
 
 
 def _rrelu(call: Call) -> Told:
@@ -352,7 +364,7 @@ FUNCTIONS: dict[str, tuple[str, Translate]] = {
     "elu": ("input alpha inplace", _kind("elu", alpha=("alpha", 1.0))),
     "celu": ("input alpha inplace", lambda call: Told("celu" if call.number("alpha", 1.0) > 0 else "unknown")),
     "hardtanh": ("input min_val max_val inplace", _kind("clamp")),
-    "softplus": ("input beta threshold", _kind("softplus", beta=("beta", 1.0))),
+    "softplus": ("input beta threshold", _softplus),
     "softshrink": ("input lambd", _kind("softshrink")),
     "softmax": ("input dim _stacklevel dtype", _kind("softmax")),
     "softmin": ("input dim _stacklevel dtype", _kind("softmax")),
