@@ -206,7 +206,8 @@ def _circulant(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
     gram = 4.0 * 4 / 3 * few**3 + 2.0 * d.lags * few**2
     count = d.groups * d.points
     # Nanoseconds a matrix, fitted to 8 to 512 rows: decompositions of small matrices are far from LAPACK's best.
-    by_svd = count * (2000 + (0.35 * few + 35) * few * (0.25 * few + 0.75 * many))
+    # One row needs no decomposition: depthwise layers.
+    by_svd = count * (2000 + (0.35 * few + 35) * few * (0.25 * few + 0.75 * many) if few > 1 else 100 + 20 * many)
     by_gram = count * (1500 + (0.18 * few + 32 + 0.04 * d.lags) * few * few)
     forming = 3 * _forming(d)  # the kernel is split, so that the entries err by less
     pays = few > 1 and by_gram + 1e9 * forming / Speed().gemm < by_svd
