@@ -18,6 +18,8 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
+import leftovers
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Nobody's own cache is read or filled by tests, whatever they start; each test has one of its own.
@@ -48,6 +50,19 @@ def own_cache() -> Iterator[Path]:
     before, os.environ["CONVSV_CACHE_DIR"] = os.environ["CONVSV_CACHE_DIR"], str(path)
     yield path
     os.environ["CONVSV_CACHE_DIR"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def judged_by_the_program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The files that a reader's tests make go through the whole program in the end, as a stranger's would."""
+    if request.path.stem not in leftovers.MOST:
+        yield
+        return
+    base = tmp_path_factory.getbasetemp()
+    before = set(base.iterdir())
+    yield
+    made = [folder for folder in base.iterdir() if folder not in before and not folder.is_symlink()]
+    leftovers.judge(made, leftovers.MOST[request.path.stem], tmp_path_factory.mktemp("judged"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,16 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 CACHE = os.environ["CONVSV_CACHE_DIR"]
-OWN = (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), str(HERE.parents[1] / "convsv"), str(HERE), CACHE)
+PACKAGES = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+OWN = (
+    sys.prefix,
+    sys.base_prefix,
+    *sysconfig.get_paths().values(),
+    *PACKAGES,
+    str(HERE.parents[1] / "convsv"),
+    str(HERE),
+    CACHE,
+)
 SYSTEM = ("/proc/", "/sys/", "/dev/null", "/dev/shm/", "/dev/tty", "/etc/", "/lib", "/usr/")
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn")
 CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
@@ -40,7 +49,9 @@ def note(event: str, args: tuple[Any, ...]) -> None:
         seen["programs"].append(repr(args[1] if event == "subprocess.Popen" else args))
     elif event in CHANGES and not all(str(path).startswith(CACHE) for path in args if isinstance(path, (str, Path))):
         seen["changed"].append(f"{event} {args}")
-    elif event.startswith(OTHERS) and args[0] is not None:  # opening the program itself as a library is ctypes' habit
+    elif event == "ctypes.dlopen" and (args[0] is None or str(args[0]).startswith(OWN)):
+        pass  # opening the program itself is ctypes' habit, and torch loads its own libraries
+    elif event.startswith(OTHERS):
         seen["others"].append(f"{event} {args}")
 
 
