@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from convsv import analyze, clip_checkpoint, find_layers, open_checkpoint
-from convsv.checkpoints import _file, _hdf5
+from convsv.checkpoints import RegularFile, _hdf5
 from convsv.cli import app
 from convsv.errors import CheckpointError
 from hdf5files import mortal
@@ -79,7 +79,7 @@ def a_bad_block_of_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
             raise OSError(errno.EIO, "Input/output error")
         return pread(descriptor, count, offset)
 
-    monkeypatch.setattr(_file.os, "pread", failing)
+    monkeypatch.setattr(os, "pread", failing)
     return path
 
 
@@ -173,15 +173,15 @@ def test_a_layer_that_cannot_be_read_again_is_undecided(tmp_path: Path, monkeypa
     save_file({"a.weight": KERNEL}, path)
     norm = analyze(find_layers(open_checkpoint(path)), tol=1e-9)[0].norm
     assert norm is not None
-    reads, read = [0], _file.RegularFile.read
+    reads, read = [0], RegularFile.read
 
-    def once(file: _file.RegularFile, offset: int, count: int) -> bytes:
+    def once(file: RegularFile, offset: int, count: int) -> bytes:
         reads[0] += count == KERNEL.nbytes
         if reads[0] > 1:
             raise CheckpointError("shrank")
         return read(file, offset, count)
 
-    monkeypatch.setattr(_file.RegularFile, "read", once)
+    monkeypatch.setattr(RegularFile, "read", once)
     result = run(
         "check", path, "--max-norm", str(norm.upper * (1 + 1e-7)), "--tol", "0.5", "--no-cache", "--format", "json"
     )
@@ -264,14 +264,14 @@ def test_many_layers_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path, good = tmp_path / "m.safetensors", tmp_path / "good.safetensors"
     save_file({f"l{number}.weight": KERNEL for number in range(6)}, path)
     save_file({"conv.weight": KERNEL[:2]}, good)
-    read = _file.RegularFile.read
+    read = RegularFile.read
 
-    def failing(file: _file.RegularFile, offset: int, count: int) -> bytes:
+    def failing(file: RegularFile, offset: int, count: int) -> bytes:
         if count == KERNEL.nbytes:
             raise CheckpointError("cannot be read", found="a\nreason")
         return read(file, offset, count)
 
-    monkeypatch.setattr(_file.RegularFile, "read", failing)
+    monkeypatch.setattr(RegularFile, "read", failing)
     result = run("analyze", path, good, "--format", "json")
     assert result.exit_code == 3
     assert layers_of(result, 1)["conv"]["norm"]
