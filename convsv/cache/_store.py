@@ -37,6 +37,8 @@ _USED_AGAIN = 3600.0
 """Seconds after which a use is noted anew."""
 _ABANDONED = 3600.0
 """Seconds after which a half-written file belongs to nobody."""
+_TRIES = 8
+"""How often a group's folder is made for an entry, while others delete it."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,8 @@ class Folder:
                 _write(descriptor, _head(key, body) + body)
             finally:
                 os.close(descriptor)
-            try:
-                temporary.replace(place)
-            except FileNotFoundError:  # the first of its group
-                place.parent.mkdir(mode=0o700, exist_ok=True)
-                temporary.replace(place)
-            self._note_written(len(body))
+            if _named(temporary, place):
+                self._note_written(len(body))
         except BaseException as error:
             self._forget(temporary)
             if not isinstance(error, OSError):
@@ -277,6 +275,21 @@ def _read(path: Path, limit: int) -> tuple[bytes, float]:
             return file.read(limit + 1) or b"", status.st_mtime
     finally:
         os.close(descriptor)
+
+
+def _named(temporary: Path, place: Path) -> bool:
+    """Give an entry its name; return whether it has it: not where the folder is being cleared meanwhile."""
+    for _ in range(_TRIES):
+        try:
+            temporary.replace(place)
+        except FileNotFoundError:
+            if not temporary.exists():
+                return False
+            # The first of its group, or somebody has just deleted the empty group.
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+        else:
+            return True
+    return False
 
 
 def _write(descriptor: int, content: bytes) -> None:
