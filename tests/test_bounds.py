@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import cases
+import convsv
 import oracle
 from convsv.bounds import BOUNDS, SCOPES, Problem, bounds_of
 from convsv.bounds._norms import norm_lower, norm_upper
@@ -465,6 +466,18 @@ def test_with_guessed_groups_the_tap_matrix_is_one_output_channels_taps() -> Non
     assert isinstance(found, Bound)
     assert found.value == pytest.approx(max(np.linalg.norm(row) for row in kernel), rel=1e-10)
     assert found.assumes == ()
+
+
+@pytest.mark.parametrize("names", [("groups",), ("stride",), ("groups", "stride", "dilation")], ids="-".join)
+def test_lower_bounds_of_what_is_guessed_keep_below_the_norm_of_the_guess(names: tuple[str, ...]) -> None:
+    # Alike kernels in all groups: read as one group they have a norm that is the root of their number times as large.
+    kernel = np.repeat(np.random.default_rng(9).standard_normal((1, 1, 3, 3)), 16, axis=0)
+    geometry = replace(PLAIN, groups=16, stride=(2, 2) if "stride" in names else (1, 1))
+    norm = convsv.operator_norm(kernel, geometry)
+    found = all_bounds(cases.make_layer(kernel, guessed(geometry, *names)))
+    lowers = {name: b.value for name, b in found.items() if isinstance(b, Bound) and b.side == "lower"}
+    assert {"frobenius_lower", "one_tap", "miyato2018", "gouk2018"} <= lowers.keys()
+    assert all(value <= norm.upper for value in lowers.values()), (lowers, norm)
 
 
 def test_upper_bounds_of_a_guessed_stride_are_those_of_stride_1() -> None:

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
@@ -53,7 +53,7 @@ class Problem:
 
     Attributes:
         form: the normal form whose size-free norm is asked for; guessed strides and groups are read in the loosest
-            way (:func:`convsv.layer.loosest`).
+            way (:func:`convsv.layer.loosest`), which is right for bounds from above: see :meth:`as_guessed`.
         kernel: ``(G, O, I, *K)``, as the layer's own geometry reads it.
         geometry: the layer's own geometry.
         execution: where to compute.
@@ -63,6 +63,15 @@ class Problem:
     kernel: Tensor
     geometry: Geometry
     execution: Execution
+
+    def as_guessed(self) -> Problem:
+        """Return the problem with the normal form of the layer's own geometry, guesses and all.
+
+        The loosest reading has the largest norm: what bounds that from below may lie above the layer's.
+        """
+        if not self.geometry.guessed("stride", "groups", "dilation"):
+            return self
+        return replace(self, form=normal_form(self.kernel, self.geometry.stride, self.geometry.dilation))
 
 
 Compute: TypeAlias = Callable[[Problem], float]
@@ -187,8 +196,9 @@ def _value(entry: Entry, problem: Problem, exponent: int) -> float | Unavailable
     """
     if not problem.kernel.any():
         return 0.0
+    leans = entry.side == "lower" and entry.holds_for == "any size"
     try:
-        value = entry.compute(problem)
+        value = entry.compute(problem.as_guessed() if leans else problem)
     except ContradictionError:
         raise
     except (ConvsvError, RuntimeError, MemoryError) as error:

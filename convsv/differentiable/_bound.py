@@ -245,7 +245,9 @@ def _value(entry: Gradient, kernel: Tensor, geometry: Geometry) -> Tensor:
     if scale == 0:
         # A norm has no gradient at 0, and 0 is in its subdifferential.
         return (kernel * 0.0).sum()
-    value = entry.compute(_problem(kernel if scale == 1 else kernel / scale, geometry))
+    problem = _problem(kernel if scale == 1 else kernel / scale, geometry)
+    leans = entry.side == "lower" and entry.holds_for == "any size" and entry.name != NORM
+    value = entry.compute(problem.as_guessed() if leans else problem)
     return value if scale == 1 else value * scale
 
 
