@@ -690,7 +690,8 @@ def test_an_interrupt_leaves_every_report_valid_and_partial(endless: Path, tmp_p
     assert sorted(tmp_path.iterdir()) == sorted([endless, *outputs.values()])
 
 
-VERBS = ("layers", "analyze", "circulant", "asymptotic", "exact", "bounds", "clip", "check", "plot")
+PLACE = Path(__file__).resolve().parent.parent / "convsv" / "cli"
+VERBS = sorted(path.stem for path in PLACE.glob("[!_]*.py") if path.stem != "options")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)

@@ -13,6 +13,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "convsv"
 # The command line prints and exits; the child processes that libhdf5 and onnx run in are programs of their own.
 PROGRAMS = {"cli", "__main__.py", "_hdf5_child.py", "_hdf5_edit_child.py", "_onnx_child.py"}
+# Reading a pickle runs what it names; a file in memory that shrinks ends the process.
+DANGEROUS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "mmap"}
 EXITS = {"print", "exit", "quit", "sys.exit", "os._exit", "os.abort"}
 
 
@@ -53,3 +55,28 @@ def test_nothing_outside_the_command_line_prints_or_exits(module: Path) -> None:
 )
 def test_the_scan_sees_prints_and_exits(text: str) -> None:
     assert list(calls_that_end_or_print(ast.parse(text)))
+
+
+def dangers(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from (f"line {node.lineno}: {name}" for name in names if name.split(".")[0] in DANGEROUS)
+        if isinstance(node, ast.Attribute) and node.attr == "memmap":
+            yield f"line {node.lineno}: memmap"
+        if isinstance(node, ast.keyword):
+            is_pickle = node.arg == "allow_pickle" and ast.unparse(node.value) != "False"
+            yield from [f"line {node.value.lineno}: {node.arg}"] * (is_pickle or node.arg == "mmap_mode")
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_unpickled_or_mapped_into_memory(module: Path) -> None:
+    assert list(dangers(ast.parse(module.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "from pickle import loads", "import mmap", "np.memmap(x)", "np.load(x, allow_pickle=True)"],
+)
+def test_the_scan_sees_pickles_and_maps(text: str) -> None:
+    assert list(dangers(ast.parse(text)))

@@ -229,6 +229,27 @@ def test_force_replaces_what_is_there(model: Path, tmp_path: Path) -> None:
     assert names(tmp_path) == ["model", "out"]
 
 
+@pytest.mark.parametrize("force", [False, True], ids=["new", "replaced"])
+def test_a_file_is_flushed_before_it_takes_its_name_and_its_folder_afterwards(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    target = tmp_path / "copy"
+    if force:
+        target.write_bytes(b"old")
+    flushed: list[tuple[str, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        flushed.append((kind, target.exists() and target.read_bytes() != b"old"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    source = open_checkpoint(single)
+    save_edited(source, edits_of(source, "a"), target, force=force)
+    assert ("file", False) in flushed
+    assert ("file", True) not in flushed
+    assert flushed[-1] == ("folder", True)
+
+
 @pytest.mark.parametrize("kind", ["itself", "hard link", "symbolic link"])
 def test_the_source_is_not_replaced_without_force(single: Path, tmp_path: Path, kind: str) -> None:
     target = single if kind == "itself" else tmp_path / "link"
