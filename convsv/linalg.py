@@ -40,8 +40,9 @@ def singular_values(matrices: Tensor) -> Tensor:
     """Return the singular values of each matrix, in descending order.
 
     One row or one column has one singular value, its length. Else LAPACK's gesdd on the whole batch; where it fails,
-    each matrix for itself, by gesdd of another LAPACK and at last by the eigenvalues of [[0, A], [A*, 0]], which are
-    the singular values and their negatives, to the same absolute accuracy.
+    each matrix for itself: by gesdd of another LAPACK, which divides and conquers too, then by the QR iteration of
+    gesvd, and at last by the eigenvalues of [[0, A], [A*, 0]], which are the singular values and their negatives, to
+    the same absolute accuracy.
 
     Args:
         matrices: ``(..., m, n)``, real or complex, finite.
@@ -212,10 +213,10 @@ def _one_by_one(matrix: Tensor) -> Tensor:
     dense = matrix.numpy()
     if not np.isfinite(dense).all():
         raise ComputationError("singular values of a matrix with NaN or infinite entries")
-    for route in (_gesdd, _hermitian):
+    for route in (_gesdd, _qr_iteration, _hermitian):
         try:
             values = route(dense)[:few]
-        except np.linalg.LinAlgError:
+        except _FAILURES:
             continue
         if np.isfinite(values).all():
             return torch.from_numpy(np.ascontiguousarray(values))
@@ -224,6 +225,14 @@ def _one_by_one(matrix: Tensor) -> Tensor:
 
 def _gesdd(matrix: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.linalg.svd(matrix, compute_uv=False))
+
+
+def _qr_iteration(matrix: NDArray[Any]) -> NDArray[Any]:
+    # Neither torch nor numpy offers gesvd itself. gelss, a solver of least squares, begins with the same steps: it
+    # reduces the matrix to a bidiagonal one and calls bdsqr, and tells the singular values that this finds.
+    dense = torch.from_numpy(matrix)
+    solved = torch.linalg.lstsq(dense, dense.new_zeros(len(dense), 1), driver="gelss")
+    return np.asarray(solved.singular_values.numpy())
 
 
 def _hermitian(matrix: NDArray[Any]) -> NDArray[Any]:

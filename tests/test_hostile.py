@@ -589,7 +589,7 @@ def test_a_lapack_that_never_converges_makes_results_unavailable_and_none_nan(
     def fail(*_: object, **__: object) -> Any:
         raise torch.linalg.LinAlgError("did not converge")
 
-    for name in ("svdvals", "svd", "eigvalsh", "eigh", "cholesky"):
+    for name in ("svdvals", "svd", "lstsq", "eigvalsh", "eigh", "cholesky"):
         monkeypatch.setattr(torch.linalg, name, fail)
         if hasattr(np.linalg, name):
             monkeypatch.setattr(np.linalg, name, fail)

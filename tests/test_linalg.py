@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import mpmath
@@ -61,22 +62,93 @@ def fail_as_torch(*_: Any, **__: Any) -> None:
     raise torch.linalg.LinAlgError("did not converge")
 
 
+ROUTES: dict[str, list[tuple[Any, str]]] = {
+    "gesdd of numpy": [(torch.linalg, "svdvals")],
+    "the QR iteration": [(torch.linalg, "svdvals"), (np.linalg, "svd")],
+    "a Hermitian matrix": [(torch.linalg, "svdvals"), (np.linalg, "svd"), (torch.linalg, "lstsq")],
+}
+"""Routes, and what fails before they are taken."""
+LAST = (np.linalg, "eigvalsh")
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, *functions: tuple[Any, str]) -> None:
+    for where, name in functions:
+        monkeypatch.setattr(where, name, fail_as_torch if where is torch.linalg else fail)
+
+
+def taken_alone(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
+    """Let everything fail but one route."""
+    kept = {"gesdd of numpy": "svd", "the QR iteration": "lstsq", "a Hermitian matrix": "eigvalsh"}[route]
+    breaking(monkeypatch, *(found for found in (*ROUTES["a Hermitian matrix"], LAST) if found[1] != kept))
+
+
+@pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 2, 4, 6), (5, 6, 4), (4, 4)])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 6), (5, 6, 4), (4, 4), (2, 40, 5), (70, 64)])
 def test_every_route_gives_the_same_values(
-    dtype: torch.dtype, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, shape: tuple[int, ...], route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrices = random(shape, dtype)
     expected = singular_values(matrices)
-    eps = torch.finfo(dtype).eps
-    monkeypatch.setattr(torch.linalg, "svdvals", fail_as_torch)
-    one_by_one = singular_values(matrices)
-    monkeypatch.setattr(np.linalg, "svd", fail)
-    hermitian = singular_values(matrices)
-    for values in (one_by_one, hermitian):
-        assert values.shape == expected.shape
-        assert values.dtype == expected.dtype
-        assert torch.allclose(values, expected, rtol=0, atol=64 * eps * float(expected.max()))
+    taken_alone(monkeypatch, route)
+    values = singular_values(matrices)
+    assert values.shape == expected.shape
+    assert values.dtype == expected.dtype
+    error = singular_value_error(shape[-2:], expected.dtype, float(expected.max()))  # type: ignore[arg-type]
+    assert torch.allclose(values, expected, rtol=0, atol=2 * error)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(1, 5), st.sampled_from(DTYPES), st.integers(0, 2**31))
+def test_the_stated_error_is_that_of_every_route(
+    route: str, rows: int, columns: int, rank: int, dtype: torch.dtype, seed: int
+) -> None:
+    matrix = random((rows, rank), dtype, seed) @ random((rank, columns), dtype, seed + 1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        taken_alone(monkeypatch, route)
+        values = singular_values(matrix)
+    with mpmath.workdps(40):
+        exact = mpmath.svd_c(mpmath.matrix(matrix.to(torch.complex128).tolist()), compute_uv=False)
+        error = singular_value_error((rows, columns), values.dtype, float(values.max()))
+        for computed, true in zip(values.tolist(), exact, strict=True):
+            assert abs(computed - true) <= error
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_route_is_taken_where_those_before_it_fail(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other: gesdd twice, then the QR iteration, then the eigenvalues."""
+    matrices = random((2, 4, 6), torch.complex128)
+    expected = singular_values(matrices)
+    taken: list[str] = []
+
+    def noting(name: str, call: Any) -> Any:
+        def noted(*given: Any, **named: Any) -> Any:
+            taken.append(name)
+            return call(*given, **named)
+
+        return noted
+
+    for where, name in (*ROUTES["a Hermitian matrix"], LAST):
+        monkeypatch.setattr(where, name, noting(name, getattr(where, name)))
+    breaking(monkeypatch, *ROUTES[route])
+    assert torch.allclose(singular_values(matrices), expected, rtol=1e-13)
+    assert taken == {"gesdd of numpy": ["svd"], "the QR iteration": ["lstsq"], "a Hermitian matrix": ["eigvalsh"]}[
+        route
+    ] * len(matrices)
+
+
+@pytest.mark.parametrize("spoilt", ["svd", "lstsq"])
+def test_a_route_that_gives_nan_is_passed_over(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = random((2, 4, 6), torch.float64)
+    expected = singular_values(matrices)
+    breaking(monkeypatch, (torch.linalg, "svdvals"), (np.linalg, "svd"))
+    nan = torch.full((4,), torch.nan, dtype=torch.float64)
+    if spoilt == "svd":
+        monkeypatch.setattr(np.linalg, "svd", lambda *_, **__: nan.numpy())
+    else:
+        solved = SimpleNamespace(singular_values=nan)
+        monkeypatch.setattr(torch.linalg, "lstsq", lambda *_, **__: solved)
+    assert torch.allclose(singular_values(matrices), expected, rtol=1e-13)
 
 
 def test_nan_from_the_batch_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +159,7 @@ def test_nan_from_the_batch_is_computed_again(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_failure_of_every_route_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.linalg, "svdvals", fail_as_torch)
-    monkeypatch.setattr(np.linalg, "svd", fail)
-    monkeypatch.setattr(np.linalg, "eigvalsh", fail)
+    breaking(monkeypatch, *ROUTES["a Hermitian matrix"], LAST)
     with pytest.raises(ComputationError, match="decomposition failed"):
         singular_values(random((4, 3, 3), torch.float64))
 
@@ -102,8 +172,7 @@ def test_nan_entries_are_an_error() -> None:
 
 
 def test_singular_matrix_has_no_negative_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.linalg, "svdvals", fail_as_torch)
-    monkeypatch.setattr(linalg.np.linalg, "svd", fail)
+    taken_alone(monkeypatch, "a Hermitian matrix")
     assert bool((singular_values(torch.ones(3, 4, 4, dtype=torch.float64)) >= 0).all())
 
 
