@@ -1005,6 +1005,14 @@ def test_layers_are_listed_where_onnx_fails(tmp_path: Path, monkeypatch: pytest.
     assert problem.startswith("input sizes are known only where the model states them: onnx cannot infer")
 
 
+def test_what_onnx_says_of_a_model_is_told_as_its_own_words(tmp_path: Path) -> None:
+    """A node without an input that it must have: a library that had no part in it is not named."""
+    made = graph([node("Conv", "x w", "y"), node("Reshape", "x", "z")], {"w": KERNEL})
+    (problem,) = open_checkpoint(written(tmp_path, made)).problems
+    assert "onnx cannot infer the shapes of it (found [ShapeInferenceError]" in problem
+    assert "hdf5" not in problem
+
+
 def test_two_initializers_of_one_name_are_refused(tmp_path: Path) -> None:
     made = convolved({"w": KERNEL})
     made.initializer.append(numpy_helper.from_array(KERNEL * 2, "w"))

@@ -192,6 +192,8 @@ class Child(ABC):
             raise OSError(what)
         if kind == "refused":
             raise CheckpointError(what, tensor=where or None, found=found or None)
+        if kind == "failed":  # the library itself, of which the child's program knows not even the name
+            what = f"{self.library} cannot {self.purpose} it"
         error = UnsafeCheckpointError if kind == "unsafe" else CorruptCheckpointError
         raise error(what, tensor=where or None, found=found or None)
 

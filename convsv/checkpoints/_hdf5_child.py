@@ -452,9 +452,9 @@ def serve(handle: Callable[[dict[str, Any]], None]) -> None:
             send(b"X", json.dumps({"kind": "unsafe", "what": "needs too much memory to read"}).encode())
         except ImportError as error:
             send(b"X", json.dumps({"kind": "missing", "what": str(error)}).encode())
-        except Exception as error:  # noqa: BLE001 -- whatever libhdf5 says about a bad file is the answer
+        except Exception as error:  # noqa: BLE001 -- whatever the library says about a bad file is the answer
             message = " ".join(str(error.args[0] if error.args else error).split())[:200]
-            send(b"X", json.dumps({"kind": "corrupt", "what": "libhdf5 cannot read it", "found": message}).encode())
+            send(b"X", json.dumps({"kind": "failed", "what": "", "found": message}).encode())
     sys.stdout.buffer.flush()
     os._exit(0)  # no clean-up: libhdf5 would visit the file again
 
