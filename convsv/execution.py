@@ -126,7 +126,9 @@ class Execution:
             with ThreadPoolExecutor(self.threads) as pool:
                 yield from _in_order(pool, function, items, ahead=2 * self.threads)
 
-    def map_chunks(self, count: int, bytes_each: int, function: ChunkFunction[R]) -> Iterator[R]:
+    def map_chunks(
+        self, count: int, bytes_each: int, function: ChunkFunction[R], share: tuple[int, int] = (0, 1)
+    ) -> Iterator[R]:
         """Yield ``function(start, stop, device)`` for ranges that cover ``count`` items, in order.
 
         A range for which the GPU has not enough memory is halved, and a single item that still does not fit is
@@ -136,6 +138,7 @@ class Execution:
             count: number of items.
             bytes_each: peak memory of the work on one item.
             function: the work on one range.
+            share: k and n for the k-th of n shares of these ranges, from 0: all n shares together are the same calls.
 
         Raises:
             ComputationError: not even one item fits into the memory of the CPU.
@@ -144,7 +147,9 @@ class Execution:
         def work(bounds: tuple[int, int]) -> list[R]:
             return _halving(function, bounds, self.torch_device)
 
-        for results in self.map(work, self.chunks(count, bytes_each)):
+        ranges, (number, total) = self.chunks(count, bytes_each), share
+        mine = ranges[len(ranges) * number // total : len(ranges) * (number + 1) // total]
+        for results in self.map(work, mine):
             yield from results
 
 

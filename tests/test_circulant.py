@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from cases import GRID, NAMED, Case, cases, fitting, kernels, make_layer
 from convsv.errors import UnavailableError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry, GeometryFacts, resolve
+from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import SpectrumOptions, _routes
+from convsv.spectra import SPECTRA, Shared, SpectrumOptions, _routes
 from convsv.spectra._routes import ByGram, BySvd, Problem, choose_route
 from convsv.spectra.circulant import circulant, singular_vectors
 from convsv.symbol import normal_form
@@ -517,3 +519,59 @@ def test_gpu_is_within_the_stated_errors_for_large_layers(dtype: str) -> None:
     assert close_within_errors(found, circulant(layer, CPU))
     assert found.error is not None
     assert found.error <= {"float64": 1e-9, "float32": 1e-6}[dtype] * found.max * (1 + 1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- in shares
+
+
+def in_shares(layer: ConvLayer, execution: Execution, options: SpectrumOptions, count: int) -> Spectrum:
+    """The spectrum from shares that were computed apart from one another, and have travelled."""
+    division = SPECTRA["circulant"].division
+    assert division is not None
+    parts = [division.part(layer, execution, options, Shared(layer, execution), (k, count)) for k in range(count)]
+    return division.whole(layer, options, pickle.loads(pickle.dumps(parts)))
+
+
+def assert_the_same(found: Spectrum, expected: Spectrum) -> None:
+    assert replace(found, values=None) == replace(expected, values=None)
+    assert (found.values is None) is (expected.values is None)
+    assert found.values is None or np.array_equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("case", [fitting(case) for case in (*NAMED.values(), *GRID[::7])], ids=lambda case: case.id)
+def test_shares_come_to_the_same_bits(case: Case) -> None:
+    for count, values in ((2, True), (3, False), (7, True)):
+        options = SpectrumOptions(values=values)
+        assert_the_same(in_shares(case.layer(), CPU, options, count), circulant(case.layer(), CPU, options))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("geometry", [{}, {"stride": (2, 2)}, {"groups": 2}, {"dilation": (2, 2)}])
+def test_shares_of_large_layers_come_to_the_same_bits(dtype: str, geometry: dict[str, Any]) -> None:
+    # Large enough for eigenvalues, and for many chunks; the second time values are not held.
+    stored = np.random.default_rng(0).standard_normal((24, 24 // geometry.get("groups", 1), 3, 3))
+    facts = Geometry((40, 40), geometry.pop("stride", (1, 1)), ((1, 1), (1, 1)), **geometry)
+    layer = make_layer(stored, facts)
+    for memory in (1 << 30, 1 << 20):
+        execution, options = Execution("cpu", dtype, memory, jobs=1), SpectrumOptions(values=False)
+        whole = circulant(layer, execution, options)
+        for count in (2, 5):
+            assert_the_same(in_shares(layer, execution, options, count), whole)
+
+
+def test_a_share_computes_its_own_frequencies_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, seen = square(np.ones((4, 4, 3, 3)), 32).layer(), list[int]()
+    original = BySvd.values
+
+    def values(self: BySvd, indices: torch.Tensor, device: torch.device, *, real: bool) -> torch.Tensor:
+        seen.append(len(indices))
+        return original(self, indices, device, real=real)
+
+    monkeypatch.setattr(BySvd, "values", values)
+    division = SPECTRA["circulant"].division
+    assert division is not None
+    for number in range(4):
+        seen.append(0)
+        division.part(layer, CPU, SpectrumOptions(), Shared(layer, CPU), (number, 4))
+        assert 0 < sum(seen) < 32 * 17 / 2
+        seen.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -108,6 +109,36 @@ def test_quantiles_that_were_not_held_are_within_their_error(parts: list[tuple[n
     for probability in QUANTILES:
         assert abs(coarse.quantiles[probability] - exact.quantiles[probability]) <= coarse.quantile_error * (1 + 1e-12)
     assert coarse.histogram == exact.histogram
+
+
+@given(PARTS.filter(lambda parts: any(len(part) for part, _ in parts)), st.data(), st.booleans(), st.integers(1, 10))
+def test_several_collectors_come_to_the_same_bits_as_one(
+    parts: list[tuple[np.ndarray, int]], data: st.DataObject, hold: bool, buffer: int
+) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(parts)), max_size=3)))
+    ranges = zip([0, *cuts], [*cuts, len(parts)], strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_statistics, "_BUFFER", buffer)
+        several = [collected(parts[start:stop], hold=hold) for start, stop in ranges]
+        travelled = [pickle.loads(pickle.dumps(one)) for one in several]
+        whole, joined = collected(parts, hold=hold), Collector.joined(travelled)
+        assert joined.largest == whole.largest
+        assert joined.statistics() == whole.statistics()
+        if hold:
+            assert np.array_equal(joined.values(), whole.values())
+
+
+def test_the_order_of_the_parts_changes_no_bit() -> None:
+    rng = np.random.default_rng(0)
+    parts = [(rng.random(50) * 10.0 ** rng.integers(-9, 9), int(rng.integers(1, 3))) for _ in range(20)]
+    assert collected(parts).statistics() == collected(parts[::-1]).statistics()
+
+
+def test_room_that_is_empty_does_not_travel() -> None:
+    collector = Collector(1_000_000)
+    collector.add(np.ones(10), 1)
+    collector.settle()
+    assert len(pickle.dumps(collector)) < _statistics._FINE * 8 + 10_000
 
 
 @given(VALUES)

@@ -11,9 +11,20 @@ from convsv.execution import Execution
 from convsv.layer import ConvLayer
 from convsv.registry import Registry
 from convsv.results import Guarantee, Spectrum
+from convsv.spectra._division import Division, SpectrumPart
 from convsv.spectra._shared import Shared
 
-__all__ = ["DEFAULT", "SPECTRA", "Compute", "Method", "Shared", "SpectrumOptions", "method"]
+__all__ = [
+    "DEFAULT",
+    "SPECTRA",
+    "Compute",
+    "Division",
+    "Method",
+    "Shared",
+    "SpectrumOptions",
+    "SpectrumPart",
+    "method",
+]
 
 
 @dataclass(frozen=True)
@@ -86,29 +97,34 @@ class Method:
         guarantee: the best guarantee that its values carry.
         reference: the paper it follows.
         compute: does it.
+        division: how the work on one layer is divided; None where it is not.
     """
 
     name: str
     guarantee: Guarantee
     reference: str
     compute: Compute
+    division: Division | None = None
 
 
 SPECTRA: Registry[Method] = Registry("method", "convsv.spectra")
 """All methods by name."""
 
 
-def method(name: str, *, guarantee: Guarantee, reference: str) -> Callable[[Compute], Compute]:
+def method(
+    name: str, *, guarantee: Guarantee, reference: str, division: Division | None = None
+) -> Callable[[Compute], Compute]:
     """Return a decorator that registers a function as the spectral method ``name``.
 
     Args:
         name: what users call it.
         guarantee: the best guarantee that its values carry.
         reference: the paper it follows.
+        division: how the work on one layer is divided; None where it is not.
     """
 
     def register(compute: Compute) -> Compute:
-        SPECTRA.add(name, Method(name, guarantee, reference, compute))
+        SPECTRA.add(name, Method(name, guarantee, reference, compute, division))
         return compute
 
     return register

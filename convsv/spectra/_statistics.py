@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,9 @@ def statistics(values: NDArray[np.float64], error: float = 0.0) -> Statistics:
 class Collector:
     """Values in parts, summarised as they come; held as well where there is room.
 
+    Sums are taken part by part, and those of all parts are added without rounding: the order of the parts changes
+    nothing, nor does it whether one collector took them all or several did that are joined.
+
     Args:
         expected: most values that will be added, not counting how often each counts.
         hold: whether to hold them, in 8 bytes each; without that, quantiles are read off a fine histogram.
@@ -93,10 +97,37 @@ class Collector:
         self._count += weight * len(flat)
         if self._hold:
             self._held.setdefault(weight, _Growing(self._expected)).append(flat)
+        self._sums.append(_Sums.of(flat, weight))
         self._waiting.append((flat, weight))
         self._size += len(flat)
         if self._size >= _BUFFER:
-            self._flush()
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what waits to be counted: it need not be kept, nor travel with the rest, any longer."""
+        for flat, weight in _together(self._waiting):
+            self._bins.add(flat, weight)
+        self._waiting, self._size = [], 0
+
+    @classmethod
+    def joined(cls, collectors: Sequence[Collector]) -> Collector:
+        """Return a collector of what several have taken; with a single one that is itself.
+
+        Args:
+            collectors: at least one; each is used up.
+        """
+        if len(collectors) == 1:
+            return collectors[0]
+        whole = cls(0, hold=all(one._hold for one in collectors))
+        for one in collectors:
+            one.settle()
+            whole._max, whole._min = max(whole._max, one._max), min(whole._min, one._min)
+            whole._count += one._count
+            whole._sums += one._sums
+            whole._bins.join(one._bins)
+        for weight in sorted({weight for one in collectors for weight in one._held}) if whole._hold else ():
+            whole._held[weight] = _Growing.joined([one._held.pop(weight) for one in collectors if weight in one._held])
+        return whole
 
     def statistics(self, error: float = 0.0, exponent: int = 0) -> Statistics:
         """Return the summary of everything taken so far, times ``2^exponent``.
@@ -110,7 +141,7 @@ class Collector:
         """
         if not self._count:
             raise ContradictionError("a spectrum must have values")
-        self._flush()
+        self.settle()
         largest, smallest = _scaled(self._max, exponent), _scaled(self._min, exponent)
         relative, unit = math.frexp(self._max)
         scaled = [sums.in_unit(unit) for sums in self._sums]
@@ -146,12 +177,6 @@ class Collector:
                 position += held.size
         everything.sort()
         return everything[::-1]
-
-    def _flush(self) -> None:
-        for flat, weight in _together(self._waiting):
-            self._sums.append(_Sums.of(flat, weight))
-            self._bins.add(flat, weight)
-        self._waiting, self._size = [], 0
 
     def _quantiles(self) -> tuple[dict[str, float], float]:
         """Return the quantiles, by linear interpolation between the two nearest values, and their resolution."""
@@ -240,6 +265,18 @@ class _Growing:
         self._sorted = True
         self.size = 0
 
+    @staticmethod
+    def joined(several: Sequence[_Growing]) -> _Growing:
+        """Return all numbers of several."""
+        whole = _Growing(sum(one.size for one in several))
+        for one in several:
+            whole.append(one._room[: one.size])
+        return whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what travels to another process: without the room that is still empty."""
+        return {**self.__dict__, "_room": self._room[: self.size]}
+
     def append(self, values: NDArray[np.float64]) -> None:
         self._room[self.size : self.size + len(values)] = values
         self.size += len(values)
@@ -274,6 +311,14 @@ class _Bins:
         # Below the top strictly, so no value falls behind the last bin.
         places = (np.ldexp(values, -(self.exponent or 0)) * _FINE).astype(np.int64)
         self.counts += weight * np.bincount(places, minlength=_FINE)
+
+    def join(self, other: _Bins) -> None:
+        """Count what another has counted; its bins are no longer its own."""
+        if self.exponent is not None and other.exponent is not None:
+            other._cover(self.exponent)
+        if other.exponent is not None:
+            self._cover(other.exponent)
+        self.counts += other.counts
 
     def order_statistic(self, rank: int) -> float:
         """Return the middle of the bin that holds the value at a position, from 0, in ascending order."""

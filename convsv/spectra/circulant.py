@@ -19,7 +19,7 @@ from convsv.execution import Execution, full_precision, one_thread_a_call
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer
 from convsv.results import Spectrum
-from convsv.spectra import DEFAULT, Shared, SpectrumOptions, method
+from convsv.spectra import DEFAULT, Division, Shared, SpectrumOptions, SpectrumPart, method
 from convsv.spectra._routes import Problem, Route, choose_route
 from convsv.spectra._statistics import Collector
 from convsv.symbol import NormalForm, grid_symbol, half_grid
@@ -27,7 +27,76 @@ from convsv.symbol import NormalForm, grid_symbol, half_grid
 __all__ = ["SingularVectors", "circulant", "singular_vectors"]
 
 
-@method("circulant", guarantee="certified", reference="Sedghi, Gupta, Long 2019; Senderovich et al. 2022")
+def _part(
+    layer: ConvLayer, execution: Execution, options: SpectrumOptions, shared: Shared, share: tuple[int, int]
+) -> SpectrumPart:
+    """Return what a share of the frequencies makes of the circulant spectrum: see :func:`circulant`.
+
+    The half grid is walked in the chunks in which the execution would walk all of it, and a share is some of these:
+    the values are the same to the last bit, however many shares there are.
+
+    Args:
+        layer: any layer.
+        execution: where to compute.
+        options: as for the whole.
+        shared: what is known of the layer already.
+        share: k and n for the k-th of n, from 0.
+
+    Raises:
+        UnavailableError: as for the whole.
+    """
+    size = _grid(layer.geometry)
+    shared.require_entries()
+    problem = Problem(shared.form.kernel, _distinct(shared.form, size))
+    copies = math.prod(size) // math.prod(problem.grid)
+    matrices = problem.kernel.shape[0] * problem.sides[0]
+    if options.values and (count := matrices * math.prod(size)) * 8 > execution.memory:
+        raise UnavailableError(f"{count} singular values do not fit into the memory budget of {execution.memory} bytes")
+    held = options.values or matrices * problem.span * 8 <= execution.memory // 2
+    collector = Collector(matrices * problem.span, hold=held)
+    with one_thread_a_call(), full_precision():
+        route = choose_route(problem, execution, options.accuracy)
+        for values, weight in _parts(problem, route, execution, share):
+            collector.add(values, weight * copies)
+    collector.settle()
+    # It grows with the largest value: the largest error of all shares is that of the whole.
+    error = math.ldexp(route.error(collector.largest), shared.exponent) + math.ulp(0.0)
+    return SpectrumPart(collector, error, shared.exponent)
+
+
+def _whole(layer: ConvLayer, options: SpectrumOptions, parts: Sequence[SpectrumPart]) -> Spectrum:
+    """Return the circulant spectrum of a layer, of which every share has been computed.
+
+    Args:
+        layer: the layer; its tensor is not read.
+        options: as for the shares.
+        parts: all shares; they are used up.
+
+    Raises:
+        UnavailableError: the values do not fit into the range of float64.
+    """
+    collector, exponent = Collector.joined([part.collector for part in parts]), parts[0].exponent
+    error = max(part.error for part in parts)
+    found = collector.statistics(error, exponent)
+    if not math.isfinite(found.max):
+        raise UnavailableError("singular values exceed the range of float64")
+    return Spectrum(
+        method="circulant",
+        of=f"circular {'x'.join(map(str, layer.geometry.size))}",
+        guarantee="certified",
+        error=error,
+        assumes=_assumes(layer),
+        values=_scaled(collector.values(), exponent) if options.values else None,
+        **vars(found),
+    )
+
+
+@method(
+    "circulant",
+    guarantee="certified",
+    reference="Sedghi, Gupta, Long 2019; Senderovich et al. 2022",
+    division=Division(_part, _whole),
+)
 def circulant(
     layer: ConvLayer, execution: Execution, options: SpectrumOptions = DEFAULT, shared: Shared | None = None
 ) -> Spectrum:
@@ -56,33 +125,8 @@ def circulant(
         UnavailableError: the stride does not divide the size, a weight is not finite, or the values are to be kept and
             do not fit into the memory budget, or do not fit into the range of float64.
     """
-    shared, size = shared or Shared(layer, execution), _grid(layer.geometry)
-    shared.require_entries()
-    exponent, form = shared.exponent, shared.form
-    problem = Problem(form.kernel, _distinct(form, size))
-    copies = math.prod(size) // math.prod(problem.grid)
-    matrices = form.kernel.shape[0] * problem.sides[0]
-    if options.values and (count := matrices * math.prod(size)) * 8 > execution.memory:
-        raise UnavailableError(f"{count} singular values do not fit into the memory budget of {execution.memory} bytes")
-    held = options.values or matrices * problem.span * 8 <= execution.memory // 2
-    collector = Collector(matrices * problem.span, hold=held)
-    with one_thread_a_call(), full_precision():
-        route = choose_route(problem, execution, options.accuracy)
-        for values, weight in _parts(problem, route, execution):
-            collector.add(values, weight * copies)
-    error = math.ldexp(route.error(collector.largest), exponent) + math.ulp(0.0)
-    found = collector.statistics(error, exponent)
-    if not math.isfinite(found.max):
-        raise UnavailableError("singular values exceed the range of float64")
-    return Spectrum(
-        method="circulant",
-        of=f"circular {'x'.join(map(str, layer.geometry.size))}",
-        guarantee="certified",
-        error=error,
-        assumes=_assumes(layer),
-        values=_scaled(collector.values(), exponent) if options.values else None,
-        **vars(found),
-    )
+    part = _part(layer, execution, options, shared or Shared(layer, execution), (0, 1))
+    return _whole(layer, options, [part])
 
 
 @dataclass(frozen=True)
@@ -160,8 +204,10 @@ def _distinct(form: NormalForm, size: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if taps == 1 else n // math.gcd(n, r) for n, r, taps in axes)
 
 
-def _parts(problem: Problem, route: Route, execution: Execution) -> Iterator[tuple[NDArray[np.float64], int]]:
-    """Yield the values of the half grid in parts, and how many points of the grid each stands for."""
+def _parts(
+    problem: Problem, route: Route, execution: Execution, share: tuple[int, int]
+) -> Iterator[tuple[NDArray[np.float64], int]]:
+    """Yield the values of a share of the half grid in parts, and how many points of the grid each stands for."""
 
     def work(start: int, stop: int, device: torch.device) -> list[tuple[NDArray[np.float64], int]]:
         indices, weights = half_grid(problem.grid, start=start, stop=stop)
@@ -172,7 +218,7 @@ def _parts(problem: Problem, route: Route, execution: Execution) -> Iterator[tup
                 found.append((route.values(chosen, device, real=weight == 1).numpy(), weight))
         return found
 
-    for parts in execution.map_chunks(problem.span, route.bytes_each, work):
+    for parts in execution.map_chunks(problem.span, route.bytes_each, work, share):
         yield from parts
 
 
