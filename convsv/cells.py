@@ -50,6 +50,11 @@ class Frame:
         """The denominators as an array, ``(d,)``."""
         return np.array(self.denominators, dtype=np.int64)
 
+    @property
+    def children(self) -> int:
+        """Number of cells that one of them is as large as, a generation later."""
+        return int(2 ** int(self.active.sum()))
+
     def at_level(self, level: int) -> tuple[int, ...]:
         """Return the denominators of centres of that generation."""
         return tuple(n << level * int(on) for n, on in zip(self.denominators, self.active, strict=True))

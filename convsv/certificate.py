@@ -17,9 +17,11 @@ scalar trigonometric polynomial that is maximised at the cost of one matrix prod
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from torch import Tensor
 from convsv.cells import Cells, concatenate, root_cells
 from convsv.errors import ComputationError, ContradictionError, UnavailableError
 from convsv.execution import Execution, full_precision, give_back_large_blocks
-from convsv.gram import Gram, gram, storage
+from convsv.gram import Gram, Space, gram, storage
 from convsv.linalg import eigenpairs, eigenvalues
 from convsv.peaks import Peak, climb, first_peak, leading_vectors, look, lower_bound, quotient, upper_bound
 from convsv.results import Interval
@@ -72,16 +74,22 @@ _DENSE_SIZE = 512
 """Channels up to which that means to diagonalise them."""
 _FEW = 8
 """Failures of one generation that are no reason to look for a higher peak."""
-_ALONE = 1024
-"""Channels beyond which matrices are factorised one after the other."""
+_LARGE = 512
+"""Channels beyond which fresh memory for every matrix costs too much."""
+_HUGE = 1024
+"""Channels beyond which what is freed is given back to the system at once."""
 _TO_COPY = 128 << 20
 """Bytes of a kernel up to which a scaled copy of it is made for the asking."""
 _NEAR = 20
 """Powers of two by which the largest entry of a kernel too large to copy may differ from 1."""
 _EASY = 0.02
 """By how much the largest root cell may lie above the lower end, at the first target; less at each later one."""
+_SAMPLE = 12
+"""Cells of a generation that are tested first where there are many."""
 _AT_ONCE = 0.75
 """Part of the budget for a first attempt at the last target; the rest proves nearer ones if that fails."""
+_SPEED = 1e10
+"""Operations a second of one thread, on the safe side, to tell what the budget allows."""
 _LADDER = 4.0
 """Each target is about so many times nearer than the one before."""
 
@@ -120,6 +128,7 @@ class _Work:
     share: float = 1.0
     started: float = field(default_factory=time.monotonic)
     evaluations: int = 0
+    spaces: threading.local = field(default_factory=threading.local)
 
     def show(self, peak: Peak) -> float:
         """Return the certified lower end that a peak shows, and remember the best peak."""
@@ -147,6 +156,12 @@ class _Work:
         self.single = self.single or self.gram.to(torch.float32)
         return self.single
 
+    def space(self) -> Space:
+        """Return this thread's memory for large matrices."""
+        if not hasattr(self.spaces, "mine"):
+            self.spaces.mine = Space()
+        return cast("Space", self.spaces.mine)
+
     def matrices(self, cells: Cells, dtype: torch.dtype = torch.complex128, coefficients: Gram | None = None) -> Tensor:
         """Return G at the centres of cells, ``(M, n, n)``, in a precision."""
         chosen = coefficients or self.gram
@@ -156,6 +171,11 @@ class _Work:
     def affords(self, count: int) -> bool:
         """Tell whether so many more evaluations are within the budget."""
         return self.evaluations + count <= self.share * self.budget.evaluations and not self.late()
+
+    @property
+    def large(self) -> bool:
+        """Whether matrices are factorised one by one, in memory that is used again."""
+        return self.gram.size > _LARGE and self.gram.groups == 1 and len(self.gram.lags) > 0
 
     def late(self) -> bool:
         """Tell whether the time is up."""
@@ -212,7 +232,7 @@ def certify_with_peak(
     if precision is None:
         return _without_gram(scaled, exponent), None
     started = time.monotonic()
-    if min(scaled.shape[1:3]) > _ALONE:
+    if min(scaled.shape[1:3]) > _HUGE:
         give_back_large_blocks()
     with full_precision():
         coefficients = gram(scaled, precision)
@@ -365,8 +385,8 @@ def _interval(work: _Work, roots: Cells, tol: float) -> tuple[float, float]:
     if upper <= lower * (1 + tol):
         return lower, upper
     pending = roots.for_owners(live)
-    if 1000 * work.gram.size**3 < 1e9 and not flat:
-        # A thousand evaluations are nothing: the last target is tried at once, and as a rule proved.
+    if not flat and _affordable(work, pending, tol):
+        # The last target is tried at once, and as a rule proved: nearer ones would double the work.
         work.share = _AT_ONCE
         goal, leaves = _prove(work, pending, _Goal(lower, tol))
         if leaves is not None:
@@ -381,6 +401,18 @@ def _interval(work: _Work, roots: Cells, tol: float) -> tuple[float, float]:
         if work.floor == 0.0 and flat:
             work.floor = _floor(work, pending, upper)
     return lower, upper
+
+
+def _affordable(work: _Work, roots: Cells, tol: float) -> bool:
+    """Tell whether the budget surely allows to prove a target even where sigma_1 is the same all over.
+
+    Then a cell passes no sooner than its radius alone makes it.
+    """
+    halves = math.ceil(math.log2(max(1.0, roots.frame.radius / 2 / math.acos(1 / (1 + tol)))))
+    count = len(roots) * float(roots.frame.children) ** halves
+    seconds = count * 2 * work.gram.size**3 / _SPEED / work.execution.threads
+    limit = work.budget.seconds
+    return count <= work.budget.evaluations * _AT_ONCE and (limit is None or seconds <= limit / 4)
 
 
 @dataclass(frozen=True)
@@ -456,7 +488,7 @@ def _prove(work: _Work, pending: Cells, goal: _Goal) -> tuple[_Goal, Cells | Non
             return goal, None
         limits = _thresholds(work, pending, goal)
         try:
-            proven = _passes(work, pending, limits, goal.width)
+            proven = _proven(work, pending, limits, goal)
         except _OutOfTimeError:
             return goal, None
         leaves = concatenate(leaves, pending.take(proven))
@@ -467,6 +499,26 @@ def _prove(work: _Work, pending: Cells, goal: _Goal) -> tuple[_Goal, Cells | Non
                 goal = _higher(work, pending, goal, limits[~proven])
             pending = pending.split()
     return goal, leaves
+
+
+def _proven(work: _Work, cells: Cells, limits: NDArray[np.float64], goal: _Goal) -> NDArray[np.bool_]:
+    """Tell which cells pass. Where a sample says that too few would, the others are not tested and have failed.
+
+    Limits above the lower end are tested all the same: a failure there is how a higher peak is found.
+    """
+    proven, todo = np.zeros(len(cells), dtype=np.bool_), np.ones(len(cells), dtype=np.bool_)
+    doubtful = np.flatnonzero(limits <= goal.lower**2)
+    if len(doubtful) > 4 * _SAMPLE:
+        sample = np.zeros(len(cells), dtype=np.bool_)
+        sample[doubtful[:: len(doubtful) // _SAMPLE]] = True
+        proven[sample] = _passes(work, cells.take(sample), limits[sample], goal.width)
+        todo &= ~sample
+        # A test saves the tests of the children where it succeeds.
+        if proven[sample].mean() * cells.frame.children < 1:
+            todo[doubtful] = False
+    if todo.any():
+        proven[todo] = _passes(work, cells.take(todo), limits[todo], goal.width)
+    return proven
 
 
 def _cut_hopeless(work: _Work, cells: Cells, goal: _Goal) -> Cells:
@@ -506,21 +558,40 @@ def _passes(work: _Work, cells: Cells, limits: NDArray[np.float64], width: float
         part = cells.take(slice(*bounds))
         if work.late():
             raise _OutOfTimeError
-        matrices = work.matrices(part, precision, coefficients)
-        thresholds, most = (torch.from_numpy(x[slice(*bounds)]).to(matrices.device) for x in (aims, limits))
+        thresholds, most = (torch.from_numpy(x[slice(*bounds)]).to(coefficients.even.device) for x in (aims, limits))
         if coefficients.size == 1:
-            proven = matrices[:, 0, 0].real <= thresholds
+            proven = work.matrices(part, precision, coefficients)[:, 0, 0].real <= thresholds
+        elif large:
+            proven = torch.cat(list(_one_by_one(work, part, thresholds, most)))
         else:
-            proven, bound = prove_below(matrices, thresholds, overwrite=True)
+            proven, bound = prove_below(work.matrices(part, precision, coefficients), thresholds, overwrite=True)
             proven &= bound <= most
         return np.asarray(proven.cpu().numpy())
 
+    large = coefficients is work.gram and work.large
     work.evaluations += len(cells)
     parts = coefficients.parts(len(cells), work.execution)
-    # BLAS shares one large matrix among its threads: a matrix a thread would take more memory.
-    alone = len(parts) == 1 or coefficients.size > _ALONE
+    # Where memory is too short for a matrix a thread, BLAS shares each among its threads.
+    least = work.execution.threads * coefficients.bytes_each + coefficients.bytes_held
+    alone = len(parts) == 1 or least > work.execution.memory
     results = [test(part) for part in parts] if alone else list(work.execution.map(test, parts))
     return np.concatenate(results)
+
+
+def _one_by_one(work: _Work, cells: Cells, aims: Tensor, limits: Tensor) -> Iterator[Tensor]:
+    """Yield for each of a few cells whether it passes, in memory that is used again.
+
+    Raises:
+        _OutOfTimeError: the budget of time ended.
+    """
+    space = work.space()
+    matrices = work.gram.each(work.gram.phases(*cells.fractions()), space)
+    for i, matrix in enumerate(matrices):
+        if work.late():
+            raise _OutOfTimeError
+        factor = space.empty("factor", matrix.shape, matrix, matrix.dtype)
+        proven, bound = prove_below(matrix, aims[i : i + 1], overwrite=True, factor=factor)
+        yield proven & (bound <= limits[i : i + 1])
 
 
 class _OutOfTimeError(Exception):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TypeAlias
@@ -24,10 +25,12 @@ from torch import Tensor
 from convsv.execution import Execution
 from convsv.rounding import DOUBLE, gamma
 
-__all__ = ["Gram", "Phases", "gram", "storage"]
+__all__ = ["Gram", "Phases", "Space", "gram", "storage"]
 
 _WORTH_A_THREAD = 256 * 64**3
 """Work, as points times size cubed, below which handing a part to a thread costs more than it saves."""
+_AMORTISED = 4
+"""Points for which the coefficients are read together: of large matrices these are most of what is moved."""
 _ONE_PRODUCT = 448
 """Channels times taps up to which one product over all pairs of taps beats one product a lag."""
 _MOST_PAIRS = 1 << 24
@@ -43,6 +46,25 @@ factor by 2 roundings, the product by one, of at most pi), the functions by 1 ul
 
 Phases: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Cosines ``(M, 1 + L)``, the first of them 1, and sines ``(M, L)``."""
+
+
+class Space:
+    """Memory that one thread uses again and again.
+
+    Fresh blocks of many MiB are cleared by the system: with matrices of 1280 channels that was a quarter of all time.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the block of that name, in which anything may stand; a new one where shape or dtype is another."""
+        block = self._blocks.get(name)
+        if block is None or block.shape != shape or block.dtype != dtype or block.device != like.device:
+            # Of two blocks of one name, the old one goes first.
+            self._blocks.pop(name, None)
+            block = self._blocks[name] = torch.empty(shape, dtype=dtype, device=like.device)
+        return block
 
 
 @dataclass(frozen=True)
@@ -69,6 +91,11 @@ class Gram:
         return self.even.shape[1]
 
     @property
+    def bytes_held(self) -> int:
+        """Memory of the coefficients."""
+        return (self.even.numel() + self.odd.numel()) * self.even.element_size()
+
+    @property
     def bytes_each(self) -> int:
         """Peak memory of the work on one point: the matrix, its shift, its factor in float64, and the phases."""
         gathered = self.size**2 if self.groups > 1 else 2
@@ -79,7 +106,7 @@ class Gram:
         least = max(1, _WORTH_A_THREAD // self.size**3)
         shared = execution.chunks(count, self.bytes_each)
         most = max(1, execution.memory // (2 * execution.threads * self.bytes_each))
-        length = min(max(least, shared[0][1] if shared else 1), most)
+        length = min(max(least, shared[0][1] if shared else 1, _AMORTISED), most)
         return [(first, min(first + length, count)) for first in range(0, count, length)]
 
     def to(self, dtype: torch.dtype) -> Gram:
@@ -150,6 +177,25 @@ class Gram:
         if imaginary is None or not len(self.lags):
             return real.view(points, n, n)
         return torch.complex(real, imaginary).view(points, n, n)
+
+    def each(self, phases: Phases, space: Space) -> Iterator[Tensor]:
+        """Yield what :meth:`at` returns for a few points of one group, one ``(1, n, n)`` after the other.
+
+        The coefficients are read once for all, and every matrix is overwritten by the next one.
+
+        Args:
+            phases: what :meth:`phases` returns for them.
+            space: memory of the calling thread.
+        """
+        cosines, sines = (torch.from_numpy(part).to(self.even) for part in phases)
+        shape, dtype = (len(cosines), self.size**2), self.even.dtype
+        real, imaginary = (space.empty(name, shape, self.even, dtype) for name in ("real", "imaginary"))
+        torch.mm(cosines, self.even[:, 0], out=real)
+        torch.mm(sines, self.odd[:, 0], out=imaginary)
+        matrix = space.empty("matrix", (1, self.size, self.size), self.even, dtype.to_complex())
+        for part, other in zip(real, imaginary, strict=True):
+            torch.complex(part, other, out=matrix.view(-1))
+            yield matrix
 
 
 def storage(kernel: Tensor, memory: int) -> torch.dtype | None:

@@ -102,7 +102,9 @@ def cholesky_slack(size: int, unit: float = DOUBLE) -> float:
     )
 
 
-def prove_below(hermitian: Tensor, threshold: Tensor, *, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+def prove_below(
+    hermitian: Tensor, threshold: Tensor, *, overwrite: bool = False, factor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Try to prove that the largest eigenvalues lie below thresholds.
 
     Args:
@@ -110,6 +112,7 @@ def prove_below(hermitian: Tensor, threshold: Tensor, *, overwrite: bool = False
             triangle is read.
         threshold: ``(B,)`` float64.
         overwrite: whether the matrices may be changed, which saves a copy.
+        factor: ``(B, n, n)`` of the matrices' dtype, where the factors are put; None allocates it.
 
     Returns:
         ``proven`` ``(B,)`` bool and ``bound`` ``(B,)`` float64: where ``proven``, lambda_max <= bound, which is the
@@ -125,7 +128,11 @@ def prove_below(hermitian: Tensor, threshold: Tensor, *, overwrite: bool = False
     diagonal += threshold.to(diagonal.dtype)[:, None]
     # A number a matrix: numpy's calls are the cheaper ones.
     traces = np.maximum(_real(diagonal), 0).sum(-1, dtype=np.float64)
-    factor, info = torch.linalg.cholesky_ex(shifted)
+    if factor is None:
+        factor, info = torch.linalg.cholesky_ex(shifted)
+    else:
+        info = torch.empty(shifted.shape[:-2], dtype=torch.int32, device=shifted.device)
+        torch.linalg.cholesky_ex(shifted, out=(factor, info))
     constant = precision.inner(size + 1)
     if shifted.device.type == "cpu":
         slack = constant / (1 - constant) * traces if constant < 0.5 else np.full_like(traces, math.inf)

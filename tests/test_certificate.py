@@ -675,3 +675,32 @@ def test_a_peak_that_no_search_finds_is_found_where_the_proof_fails(seed: int, m
 def short_sighted(coefficients: Gram, cells: Cells, steps: int = 4, most: int | None = None) -> list[Peak]:
     """A search whose vectors are no better than two steps make them."""
     return look(coefficients, cells, min(steps, 2), most)
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-4])
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_matrices_that_share_their_memory_prove_the_same(
+    name: str, tol: float, monkeypatch: pytest.MonkeyPatch, truths: dict[str, Any]
+) -> None:
+    kernel = ADVERSARIES[name]
+    apart = interval_of(kernel, tol)
+    monkeypatch.setattr(certificate, "_LARGE", 0)
+    for jobs in (1, 3):
+        execution = Execution(device="cpu", jobs=jobs)
+        together, peak = certify_with_peak(form_of(kernel[None]), tol, execution=execution, budget=PATIENT)
+        check_exactly(kernel, together, peak, truth_of(name, truths))
+        # In single precision and double the slack differs, and with it which cells are cut.
+        assert together.upper <= together.lower * (1 + tol) + 4e-323
+        assert overlap(apart, together)
+
+
+def test_a_generation_that_cannot_pass_is_not_tested_to_the_last_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Equally large everywhere, in ever other directions: no cell passes before its radius alone makes it.
+    kernel = paraunitary(0) * np.array([1.0, 0.1])[:, None, None, None]
+    monkeypatch.setattr(certificate, "_SAMPLE", 10**9)
+    whole = interval_of(kernel, 1e-3)
+    monkeypatch.undo()
+    sampled = interval_of(kernel, 1e-3)
+    assert overlap(whole, sampled)
+    assert sampled.width <= 1e-3
+    assert sampled.evaluations < whole.evaluations

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import precise
 from cases import kernels
 from convsv.execution import Execution
-from convsv.gram import Gram, gram
+from convsv.gram import Gram, Space, gram
 from convsv.rounding import power_of_two_scale, scale_by_power
 
 SHAPES = [(2, 3, 4), (3, 1, 5), (1, 1, 3), (2, 2, 3, 3), (3, 2, 1, 4), (2, 3, 2, 2, 2), (4, 2, 1, 1), (1, 3, 2, 3)]
@@ -162,3 +162,24 @@ def test_norms_are_not_below_those_of_the_coefficients(data: st.DataObject, shap
                 assert norm**2 >= sum(Fraction(x) ** 2 for x in entries) * (1 - Fraction(1, 2**52))
         total = (coefficients.even.abs().sum(0) + coefficients.odd.abs().sum(0)).double()
         assert coefficients.mass() >= float(total.norm(dim=-1).max()) * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 1, 5), (2, 2, 3, 3), (2, 3, 2, 2, 2)], ids=str)
+def test_one_after_the_other_are_the_same_matrices(shape: tuple[int, ...]) -> None:
+    coefficients = gram(scaled(np.random.default_rng(0).standard_normal((1, *shape))))
+    space = Space()
+    for count in (3, 1, 4):
+        numerators = np.arange(count * (len(shape) - 2)).reshape(count, -1)
+        phases = coefficients.phases(numerators, (24, 7, 10)[: len(shape) - 2])
+        found = [matrix.clone() for matrix in coefficients.each(phases, space)]
+        expected = coefficients.at(phases).to(torch.complex128)
+        torch.testing.assert_close(torch.cat(found), expected, rtol=0, atol=2 * coefficients.error)
+
+
+def test_a_block_of_memory_is_used_again_where_it_fits() -> None:
+    space, like = Space(), torch.zeros(1)
+    first = space.empty("one", (3, 4), like, torch.float64)
+    assert space.empty("one", (3, 4), like, torch.float64).data_ptr() == first.data_ptr()
+    assert space.empty("two", (3, 4), like, torch.float64).data_ptr() != first.data_ptr()
+    assert space.empty("one", (4, 4), like, torch.float64).shape == (4, 4)
+    assert space.empty("one", (4, 4), like, torch.complex128).dtype == torch.complex128

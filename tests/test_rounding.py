@@ -345,5 +345,10 @@ def test_a_proof_in_the_matrices_own_memory_is_the_same_proof(dtype: torch.dtype
     kept = batch.clone()
     plain = prove_below(batch, thresholds)
     assert torch.equal(batch, kept)
-    for one, other in zip(plain, prove_below(batch, thresholds, overwrite=True), strict=True):
-        assert torch.equal(one, other)
+    factor = torch.empty_like(batch)
+    elsewhere = prove_below(batch, thresholds, factor=factor)
+    for one, two, three in zip(
+        plain, elsewhere, prove_below(batch, thresholds, overwrite=True, factor=factor), strict=True
+    ):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
