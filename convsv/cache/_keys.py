@@ -23,7 +23,7 @@ from convsv.layer import ConvLayer
 
 __all__ = ["Computation", "digest", "layer_key"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 """Of what is kept; another number makes all that was kept before foreign."""
 _INDIFFERENT = ("jobs", "device")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
@@ -67,19 +67,28 @@ def digest(value: Any) -> str:
     Raises:
         TypeError: there is something else in it.
     """
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode("ascii")).hexdigest()
+    return hashlib.sha256(_WRITER.encode(value).encode("ascii")).hexdigest()
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.name not in _INDIFFERENT}
+    """Return a dataclass or mapping as JSON can hold it; what is in it comes here by itself.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: getattr(value, name) for name in _names(type(value))}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+        return {str(key): item for key, item in value.items()}
     raise TypeError(f"{type(value).__name__} has no name")
+
+
+@lru_cache(maxsize=64)
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if f.name not in _INDIFFERENT)
+
+
+_WRITER = json.JSONEncoder(sort_keys=True, default=_plain)
 
 
 def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> str | None:

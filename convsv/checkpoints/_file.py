@@ -100,18 +100,24 @@ class RegularFile:
                 path=str(self.path),
                 found=f"{count} bytes wanted at {offset} of {self.size}",
             )
-        parts, position = [], offset
+        part = self._part(offset, count)
+        if len(part) == count:
+            return part
+        parts, position = [part], offset + len(part)
         while position < offset + count:
-            try:
-                part = os.pread(self._fd, min(offset + count - position, 1 << 30), position)
-            except OSError as error:
-                found = error.strerror or str(error)
-                raise CheckpointError("cannot be read", path=str(self.path), found=found) from None
+            part = self._part(position, offset + count - position)
             if not part:
                 raise CorruptCheckpointError("shrank while it was read", path=str(self.path))
             parts.append(part)
             position += len(part)
         return b"".join(parts)
+
+    def _part(self, position: int, count: int) -> bytes:
+        try:
+            return os.pread(self._fd, min(count, 1 << 30), position)
+        except OSError as error:
+            found = error.strerror or str(error)
+            raise CheckpointError("cannot be read", path=str(self.path), found=found) from None
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole content, in hexadecimal."""

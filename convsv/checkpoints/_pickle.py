@@ -16,11 +16,11 @@ arbitrarily deep: walk it iteratively, memoise by identity, and never hash, comp
 from __future__ import annotations
 
 import codecs
-import io
 import re
 import struct
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
 
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError
@@ -31,6 +31,8 @@ MAX_OPCODES = 4_000_000
 MAX_PICKLE_BYTES = 1 << 28
 _MAX_DIGITS = 4300  # decimal integers longer than this take quadratic time to parse
 _TRUSTED_READ = 1 << 16
+_SHORT = 1 << 17
+"""Bytes of a pickle that is kept in memory, and what it built, until others were met."""
 _HIGHEST_PROTOCOL = 5
 
 _RUNS_CODE = re.compile(
@@ -116,16 +118,18 @@ class Pickle(NamedTuple):
         persistent_ids: all its references to things outside, in order.
         payload: the first thing it calls that runs commands or code (``os.system``), or None. Others may hide: what a
             pickle calls is never a proof that it is harmless.
+        is_shared: whether it may come again, the same objects, when the same bytes do.
     """
 
     value: object
     end: int
     persistent_ids: list[PersistentId]
     payload: str | None
+    is_shared: bool = False
 
 
 def interpret(file: RegularFile, offset: int = 0, size: int | None = None) -> Pickle:
-    """Interpret one pickle.
+    """Interpret one pickle. The same short one, met again, gives the same objects: change nothing in them.
 
     Args:
         file: the file.
@@ -136,8 +140,20 @@ def interpret(file: RegularFile, offset: int = 0, size: int | None = None) -> Pi
         CorruptCheckpointError: it is damaged or truncated.
         UnsafeCheckpointError: it is too large.
     """
+    if size is not None and size <= _SHORT:
+        found = _short(file.read(offset, size))
+        return found._replace(end=offset + found.end, is_shared=True)
     rest = file.size - offset if size is None else size
-    machine = _Machine(file, offset, offset + min(rest, MAX_PICKLE_BYTES))
+    return _interpreted(_Machine(file.read, offset, min(offset + min(rest, MAX_PICKLE_BYTES), file.size)))
+
+
+@lru_cache(maxsize=2)
+def _short(content: bytes) -> Pickle:
+    """Interpret a pickle in memory. Checkpoints of one network often hold the same one, of one epoch and the next."""
+    return _interpreted(_Machine(lambda start, count: content[start : start + count], 0, len(content)))
+
+
+def _interpreted(machine: _Machine) -> Pickle:
     try:
         return Pickle(machine.run(), machine.tell(), machine.persistent_ids, machine.payload)
     except (IndexError, ValueError, OverflowError, struct.error):
@@ -150,29 +166,19 @@ def _damaged(why: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(f"the pickle is damaged or truncated: {why}")
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a raw stream."""
-
-    def __init__(self, file: RegularFile, start: int, end: int) -> None:
-        self._file, self._position, self._end = file, start, min(end, file.size)
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(self._position, min(len(buffer), self._end - self._position))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
 class _Machine:
-    def __init__(self, file: RegularFile, start: int, end: int) -> None:
+    """The stack machine, over bytes of which a window is in memory.
+
+    Args:
+        read: (position, count) -> so many bytes.
+        start: where the pickle starts.
+        end: where it must have ended; so many bytes there are.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], start: int, end: int) -> None:
+        self.read = read
         self.end = end
-        self.reader = io.BufferedReader(_Window(file, start, end), _TRUSTED_READ)
+        self.window, self.base, self.at = b"", start, 0
         self.stack: list[object] = []
         self.marked: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -180,39 +186,67 @@ class _Machine:
         self.payload: str | None = None
 
     def tell(self) -> int:
-        return self.reader.tell()
+        return self.base + self.at
 
     def run(self) -> object:
-        read, table = self.reader.read, _TABLE
+        table = _OPERATIONS
         for _ in range(MAX_OPCODES):
-            code = read(1)
-            if code == b".":
+            if self.at == len(self.window) and not self.grow(1):
+                raise _damaged("it ends before its last opcode")
+            code = self.window[self.at]
+            self.at += 1
+            if code == _STOP:
                 return self.stack.pop()
-            operation = table.get(code)
+            operation = table[code]
             if operation is None:
-                raise _damaged("it ends before its last opcode" if not code else f"unknown opcode 0x{code.hex()}")
+                raise _damaged(f"unknown opcode 0x{code:02x}")
             operation(self)
         raise UnsafeCheckpointError("the pickle is too long", found=f"more than {MAX_OPCODES} opcodes")
 
     # --------------------------------------------------------------------------------------------- reading arguments
 
+    def grow(self, count: int) -> bool:
+        """Let the window begin here and hold ``count`` bytes and more, if there are as many."""
+        held = self.window[self.at :]
+        self.base, self.at = self.base + self.at, 0
+        position = self.base + len(held)
+        self.window = held + self.read(position, min(max(count - len(held), _TRUSTED_READ), self.end - position))
+        return len(self.window) >= count
+
     def take(self, count: int) -> bytes:
+        at = self.at
+        stop = at + count
+        if count < 0 or stop > len(self.window):
+            return self.take_far(count)
+        self.at = stop
+        return self.window[at:stop]
+
+    def take_far(self, count: int) -> bytes:
         # A length prefix may lie: compare it with what is left before anything is allocated.
         if count < 0 or (count > _TRUSTED_READ and count > self.end - self.tell()):
             raise _damaged("a length reaches beyond its end")
-        data = self.reader.read(count)
-        if len(data) != count:
+        if count > _TRUSTED_READ:  # past the window, so that it is not held twice
+            held, position = self.window[self.at :], self.base + len(self.window)
+            self.window, self.base, self.at = b"", self.base + self.at + count, 0
+            return held + self.read(position, count - len(held))
+        if not self.grow(count):
             raise _damaged("it ends within an opcode")
-        return data
+        return self.take(count)
 
     def number(self, layout: struct.Struct) -> int:
-        return int(layout.unpack(self.take(layout.size))[0])
+        data = self.take(layout.size)
+        return data[0] if layout is _U8 else int(layout.unpack(data)[0])
 
     def line(self) -> bytes:
-        data = self.reader.readline()
-        if not data.endswith(b"\n"):
-            raise _damaged("it ends within a line")
-        return data[:-1]
+        stop = self.window.find(b"\n", self.at)
+        while stop < 0:
+            held = len(self.window) - self.at
+            self.grow(2 * held + 1)
+            if len(self.window) == held:
+                raise _damaged("it ends within a line")
+            stop = self.window.find(b"\n", held)
+        data, self.at = self.window[self.at : stop], stop + 1
+        return data
 
     # ------------------------------------------------------------------------------------------------- moving things
 
@@ -256,6 +290,7 @@ class _Machine:
 
 _Operation: TypeAlias = Callable[[_Machine], None]
 _TABLE: dict[bytes, _Operation] = {}
+_STOP = ord(".")
 
 _U8, _U16, _U32, _U64 = (struct.Struct(layout) for layout in ("<B", "<H", "<I", "<Q"))
 _S32, _F64 = struct.Struct("<i"), struct.Struct(">d")
@@ -312,7 +347,8 @@ def _install_values() -> None:
     makers: dict[bytes, Callable[[], object]] = {b"]": list, b"}": PickledDict, b"\x8f": list}
     for code, make in makers.items():
         _TABLE[code] = lambda m, make=make: m.stack.append(make())  # type: ignore[misc]
-    fixed = {b"K": _U8, b"M": _U16, b"J": _S32, b"G": _F64}
+    _TABLE[b"K"] = lambda m: m.stack.append(m.take(1)[0])
+    fixed = {b"M": _U16, b"J": _S32, b"G": _F64}
     for code, layout in fixed.items():
         _TABLE[code] = lambda m, layout=layout: m.stack.append(  # type: ignore[misc]
             layout.unpack(m.take(layout.size))[0]
@@ -537,3 +573,7 @@ def _persistent(m: _Machine) -> None:
 @_operation(b"\x98")
 def _buffer(_m: _Machine) -> None:
     raise _damaged("its buffers are not in the file")
+
+
+_OPERATIONS = [_TABLE.get(bytes([code])) for code in range(256)]
+"""What each opcode does, by its number; None where there is no such opcode."""

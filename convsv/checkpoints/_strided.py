@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CheckpointError
 
-__all__ = ["DTYPES", "MAX_INT", "Storage", "StridedView", "TensorRecord", "split_view", "strided_tensor", "unreadable"]
+__all__ = [
+    "DTYPES",
+    "MAX_INT",
+    "Storage",
+    "StridedView",
+    "TensorRecord",
+    "read_view",
+    "split_view",
+    "strided_tensor",
+    "unreadable",
+]
 
 MAX_RANK = 64
 MAX_INT = (1 << 63) - 1
@@ -124,7 +135,9 @@ def strided_tensor(view: StridedView, find: Callable[[], Storage]) -> TensorReco
     end = (view.offset + view.extent) * dtype.itemsize
     if end > storage.size:
         return unreadable(view.shape, view.dtype, f"reaches beyond its storage: byte {end} of {storage.size}")
-    return TensorRecord(view.shape, view.dtype, lambda: _read(storage, view), (storage.key, view), None, storage, view)
+    return TensorRecord(
+        view.shape, view.dtype, partial(read_view, storage, view), (storage.key, view), None, storage, view
+    )
 
 
 def _problem(view: StridedView) -> str | None:
@@ -153,7 +166,12 @@ def _stride_problem(view: StridedView) -> str | None:
     return None
 
 
-def _read(storage: Storage, view: StridedView) -> NDArray[Any]:
+def read_view(storage: Storage, view: StridedView) -> NDArray[Any]:
+    """Return the values of a view that was checked against its storage.
+
+    Raises:
+        CheckpointError: the storage cannot be read.
+    """
     values = _gather(storage, view)
     if view.conjugate and values.dtype.kind == "c":
         values = np.conj(values)

@@ -65,11 +65,13 @@ class ObjectIndex:
         tensors: all tensors, in stored order.
         modules: one entry a pickled module.
         problems: what was not searched, one line each.
+        records: of each tensor, what its description says.
     """
 
     tensors: list[StoredTensor] = field(default_factory=list)
     modules: list[ModuleFacts] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    records: list[TensorRecord] = field(default_factory=list)
 
 
 class _Place:
@@ -170,6 +172,7 @@ class _Walk:
         self.index.tensors.append(
             StoredTensor(key, record.shape, record.dtype, record.read, container, tied, problem, where)
         )
+        self.index.records.append(record)
 
     def names(self, place: _Place) -> tuple[tuple[str, ...], str]:
         # Container, and what of the key is known so far.

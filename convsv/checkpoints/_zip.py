@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError
@@ -33,15 +36,17 @@ READ_LIMIT = 1 << 28
 _ENCRYPTED, _DESCRIPTOR, _STRONG_ENCRYPTED, _UTF8, _MASKED = 1 << 0, 1 << 3, 1 << 6, 1 << 11, 1 << 13
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _CHUNK = 1 << 22
+_USUAL_EXTRA = 96
+"""Bytes: more than PyTorch adds to a local header to align the data."""
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_DESCRIPTORS = struct.Struct("<3L"), struct.Struct("<L2Q")
 
 
-@dataclass(frozen=True)
-class ZipEntry:
+class ZipEntry(NamedTuple):
     """One entry of the archive.
 
     Attributes:
@@ -68,8 +73,7 @@ class ZipEntry:
     crc_offsets: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(NamedTuple):
     """An entry as the central directory tells it."""
 
     name: bytes
@@ -128,16 +132,11 @@ class StoredZip:
 
     def __init__(self, file: RegularFile, allow_deflate: bool = False) -> None:
         self.file = file
-        self.directory = _find_directory(file)
-        records = _parse_directory(file, self.directory)
-        self.entries: dict[str, ZipEntry] = {}
-        for record in records:
-            name = record.text()
-            if name in self.entries:
-                raise UnsafeCheckpointError("the zip archive holds two entries of one name", found=repr(name[:80]))
-            _check_kind(name, record, allow_deflate)
-            self.entries[name] = _locate(file, name, record)
-        _check_extents(self.entries, self.directory.start)
+        known = _INDICES.get(file)
+        if known is None or known[0] != allow_deflate:
+            known = _INDICES[file] = allow_deflate, *_index(file, allow_deflate)
+        self.directory: Directory = known[1]
+        self.entries: Mapping[str, ZipEntry] = known[2]
         self.has_checksums = any(entry.crc for entry in self.entries.values())
         self._crcs: dict[str, int] = {}
 
@@ -221,6 +220,22 @@ class StoredZip:
 
 
 # ------------------------------------------------------------------------------------------------------- directory
+
+_INDICES: WeakKeyDictionary[RegularFile, tuple[bool, Directory, Mapping[str, ZipEntry]]] = WeakKeyDictionary()
+"""The index of each open file, with whether deflated entries were allowed: several readers ask what is in it."""
+
+
+def _index(file: RegularFile, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
+    directory = _find_directory(file)
+    entries: dict[str, ZipEntry] = {}
+    for record in _parse_directory(file, directory):
+        name = record.text()
+        if name in entries:
+            raise UnsafeCheckpointError("the zip archive holds two entries of one name", found=repr(name[:80]))
+        _check_kind(name, record, allow_deflate)
+        entries[name] = _locate(file, name, record)
+    _check_extents(entries, directory.start)
+    return directory, entries
 
 
 def _find_directory(file: RegularFile) -> Directory:
@@ -332,9 +347,13 @@ def _check_kind(name: str, record: _Record, allow_deflate: bool) -> None:
 def _locate(file: RegularFile, name: str, record: _Record) -> ZipEntry:
     # Check the local header against the directory and find the data.
     try:
-        head = file.read(record.header_offset, _LOCAL.size)
-        magic, _, flags, method, _, _, crc, packed, full, name_size, extra_size = _LOCAL.unpack(head)
-        rest = file.read(record.header_offset + _LOCAL.size, name_size + extra_size)
+        at = record.header_offset
+        head = file.read(at, max(_LOCAL.size, min(_LOCAL.size + len(record.name) + _USUAL_EXTRA, file.size - at)))
+        magic, _, flags, method, _, _, crc, packed, full, name_size, extra_size = _LOCAL.unpack_from(head)
+        length = name_size + extra_size
+        rest = head[_LOCAL.size : _LOCAL.size + length]
+        if len(rest) < length:
+            rest = file.read(at + _LOCAL.size, length)
     except CorruptCheckpointError:
         raise CorruptCheckpointError(f"entry {name[:80]!r} of the zip archive lies beyond the file") from None
     described = bool(flags & _DESCRIPTOR)
@@ -373,9 +392,9 @@ def _descriptor(file: RegularFile, name: str, record: _Record, at: int) -> tuple
     # Where the CRC of the data descriptor stands and where the descriptor ends.
     found = file.read(at, min(24, file.size - at))
     for signature in (b"PK\x07\x08", b""):
-        for width in ("LL", "QQ"):
+        for layout in _DESCRIPTORS:
             try:
-                body = struct.pack("<L" + width, record.crc, record.compressed_size, record.size)
+                body = layout.pack(record.crc, record.compressed_size, record.size)
             except struct.error:  # the size needs 64 bits
                 continue
             if found.startswith(signature + body):

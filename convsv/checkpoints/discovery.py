@@ -7,12 +7,13 @@ what is only shaped like a kernel (``rules``, ``copies``), geometry (``sources``
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from convsv.checkpoints import Checkpoint
+from convsv.checkpoints.alike import Facts, Pattern, facts_of
 from convsv.checkpoints.assembly import layers_of, unused
 from convsv.checkpoints.candidates import Find, collect
 from convsv.checkpoints.copies import drop_moving_averages, note_ties
@@ -111,6 +112,25 @@ def discover(
     Raises:
         GeometryError: what the caller states is impossible, or contradicts the weights of a layer.
     """
+    facts = facts_of(checkpoint, geometry, include, exclude)
+    recipe = Recipe.of(checkpoint, geometry, tuple(include), tuple(exclude))
+    for known, pattern, found in tuple(_LAST):
+        if facts == known:
+            return replace(found, layers=pattern.filled(checkpoint, recipe))
+    found = _search(checkpoint, geometry, include, exclude)
+    made = Pattern.of(checkpoint, found.layers) if facts else None
+    if facts and made:
+        _LAST.append((facts, made, replace(found, layers=())))
+    return replace(found, layers=tuple(replace(layer, recipe=recipe) for layer in found.layers))
+
+
+_LAST: deque[tuple[Facts, Pattern, Discovery]] = deque(maxlen=1)
+"""What was found in the last checkpoint, and by which facts: many are of one network."""
+
+
+def _search(
+    checkpoint: Checkpoint, geometry: GeometryOptions, include: Sequence[str], exclude: Sequence[str]
+) -> Discovery:
     finds = collect(checkpoint)
     problems = drop_moving_averages(finds)
     _give_names([find for find in finds if find.refused is None])
@@ -128,8 +148,6 @@ def discover(
         if (find.forced or _matches(find.name, include or ("*",))) and not _matches(find.name, exclude)
     ]
     layers = layers_of(chosen, geometry, {find.name for find in kept})
-    recipe = Recipe.of(checkpoint, geometry, tuple(include), tuple(exclude))
-    layers = tuple(replace(layer, recipe=recipe) for layer in layers)
     problems += _without_effect(geometry, [find.name for find in kept], layers)
     problems = [escaped(line) for line in problems]
     skipped = [Skipped(_joined(find), *find.refused) for find in finds if find.refused and not find.matrix]

@@ -10,7 +10,7 @@ An edit patches the bytes of a tensor where they stand in a copy, and the checks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from convsv.checkpoints._content import printable
 from convsv.checkpoints._pickle import MAX_PICKLE_BYTES, Pickle, interpret
 from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import Storage
+from convsv.checkpoints._torch_alike import indexed_alike
 from convsv.checkpoints._torch_export import Exported, export_prefix, read_export
 from convsv.checkpoints._torch_frozen import add_constants
 from convsv.checkpoints._torch_objects import ObjectIndex, index_objects
@@ -30,6 +31,7 @@ from convsv.checkpoints._torch_script import ScriptCode
 from convsv.checkpoints._torch_tensors import FindStorage, StorageId, parse_storage_id
 from convsv.checkpoints._zip import LOCAL_MAGIC, STORED, StoredZip
 from convsv.checkpoints._zip_patch import renew_checksums
+from convsv.checkpoints.alike import changed
 from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
@@ -74,7 +76,7 @@ class PyTorch:
         with error_context(path=str(file.path)):
             found = _exported(file) or _pickled(file)
         path = str(file.path)
-        tensors = tuple(replace(tensor, read=partial(_read, tensor, path)) for tensor in found.tensors)
+        tensors = tuple(changed(tensor, read=partial(_read, tensor, path)) for tensor in found.tensors)
         return Checkpoint(path, self.name, tensors, tuple(found.modules), tuple(found.problems), (file,))
 
     def patch(self, source: Checkpoint, edits: Sequence[Edit], copy: Path) -> Sequence[Place]:
@@ -122,8 +124,10 @@ def _export_archive(file: RegularFile) -> tuple[StoredZip, str] | None:
 def _pickled(file: RegularFile) -> ObjectIndex:
     contents = _contents(file)
     code = contents.code
-    found = index_objects(contents.pickle.value, contents.find, code.constants if code else None)
-    if code and contents.frozen:
+    if code is None:
+        return indexed_alike(contents.pickle, contents.find)
+    found = index_objects(contents.pickle.value, contents.find, code.constants)
+    if contents.frozen:
         add_constants(found, contents.frozen[0], contents.frozen[1], code)
     found.problems.extend(contents.problems)
     return found

@@ -158,7 +158,8 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     if layer.check is not None:
         record["check"] = _check(layer.check)
     lost: list[str] = []
-    record = {key: _finite(value, key, lost) for key, value in record.items()}
+    if not _is_finite(record):
+        record = {key: _finite(value, key, lost) for key, value in record.items()}
     record["notes"] = [*layer.notes, *lost]
     return record
 
@@ -323,9 +324,19 @@ def _bound(bound: Bound) -> Object:
     }
 
 
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list) else True
+
+
 def _finite(value: Any, where: str, lost: list[str]) -> Any:
     """Return ``value`` with None for what is not finite, adding a note on each to ``lost``."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
         lost.append(f"{where} is not finite ({value}): null")
         return None
     if isinstance(value, dict):
