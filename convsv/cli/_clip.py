@@ -96,6 +96,7 @@ class _ClipRun(Run):
         self._wanted, self._target = wanted, target
         self._sources: GeometryOptions | None = None
         self._outcomes: list[Outcome] = []
+        self._written = False
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -199,7 +200,7 @@ class _ClipRun(Run):
                 outputs.layer(known, report)
             self._done.append(replace(known, layers=tuple(reports)))
             outputs.checkpoint(self._done[-1])
-            self._say_clipped(written is not None)
+        self._written = written is not None
         if interrupt:
             raise interrupt
 
@@ -246,7 +247,8 @@ class _ClipRun(Run):
     def _say_unread(self, checkpoint: CheckpointReport, unread: Mapping[str, Sequence[str]]) -> None:
         """Nothing: that the file is refused for it has been said."""
 
-    def _say_clipped(self, written: bool) -> None:
+    def _say_kept(self) -> None:
+        """Say what was done, at the very end: on a terminal it would stand between a table and its legend."""
         clips = [outcome.clip for outcome in self._outcomes if outcome.clip]
         moved = sum(clip.touched for clip in clips)
         left = sum(not clip.inside for clip in clips)
@@ -254,9 +256,10 @@ class _ClipRun(Run):
             self._screen.note(f"{counted(number, 'layer')}: {note}")
         if left:
             self._screen.warning(f"{counted(left, 'layer')} above the radius: {self._plan.method} is a single pass")
-        if written:
+        if self._written:
             source = PurePath(self._task.models.model[0]).suffix
             others = f"{counted(moved, 'layer')} changed, {len(clips) - moved} within the norm already"
             self._screen.note(f"{self._target.out}: written and read again; {others}")
             if PurePath(str(self._target.out)).suffix != source:
                 self._screen.warning(f"{self._target.out}: has the format of a {source or 'folder'}, whatever its name")
+        super()._say_kept()
