@@ -35,6 +35,7 @@ import cases
 from convsv.analysis import BOUNDS_METHOD, SYMBOL_MIN, AnalysisOptions, analyze_layer
 from convsv.geometry import Geometry
 from convsv.spectra import SPECTRA
+from oddfiles import FILES
 from reportcases import HOSTILE_NAMES
 from watching import Ended, watched
 
@@ -405,36 +406,6 @@ def tied(path: Path) -> Path:
     return path
 
 
-def unchecked(path: Path) -> Path:
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save(state(), path)
-    finally:
-        torch.serialization.set_crc32_options(before)
-    return path
-
-
-def big_endian(path: Path) -> Path:
-    out = io.BytesIO()
-    torch.save(state(), out)
-    with zipfile.ZipFile(out) as whole, zipfile.ZipFile(path, "w") as changed:
-        for name in whole.namelist():
-            data = whole.read(name)
-            if name.endswith("byteorder"):
-                data = b"big"
-            elif "/data/" in name:
-                data = np.frombuffer(data, "<f4").astype(">f4").tobytes()
-            changed.writestr(name, data)
-    return path
-
-
-def user_block(path: Path) -> Path:
-    with h5py.File(path, "w", userblock_size=1024) as file:
-        file["conv/kernel"] = FULL_VIEW
-    return path
-
-
 def saved(path: Path, **tensors: Any) -> Path:
     save_file({name.replace("_", "."): value for name, value in tensors.items()}, path)
     return path
@@ -456,9 +427,9 @@ ODD: dict[str, tuple[Callable[[Path], Path], int]] = {
     "one pixel": (lambda p: saved(p, a_weight=np.ones((4, 3, 1, 1), np.float32)), 1),
     "kernels larger than the input": (lambda p: saved(p, a_weight=np.ones((2, 1, 9, 9), np.float32)), 1),
     "one channel": (lambda p: saved(p, a_weight=np.ones((1, 1, 3, 3), np.float32)), 1),
-    "no checksums": (unchecked, 1),
-    "big endian": (big_endian, 1),
-    "a user block": (user_block, 1),
+    "no checksums": (lambda p: FILES["pt without checksums"](p.parent), 2),
+    "big endian": (lambda p: FILES["big-endian pt"](p.parent), 2),
+    "a user block": (lambda p: FILES["HDF5 with a user block"](p.parent), 2),
     "HDF5 called .keras": (lambda p: hdf5(p.with_suffix(".keras"), lambda _: None), 1),
     "safetensors called .pth": (lambda p: saved(p.with_suffix(".pth"), a_weight=FULL_VIEW), 1),
     "a leading dash": (lambda p: saved(p.with_name("-o.pt"), a_weight=FULL_VIEW), 1),
