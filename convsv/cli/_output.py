@@ -108,7 +108,8 @@ class _Guarded:
             self.stack.__exit__(OutputError, gone, None)
 
     def _failed(self, error: OSError) -> None:
-        self.error = OutputError("cannot be written", path=self.name, found=error.strerror or str(error))
+        advice = None if self.name == _STANDARD_OUTPUT else "give another place"
+        self.error = OutputError("cannot be written", path=self.name, found=error.strerror or str(error), advice=advice)
         self.abandon()
 
 

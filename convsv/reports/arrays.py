@@ -12,8 +12,8 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from pathlib import Path, PurePath
+from contextlib import ExitStack, suppress
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from convsv.errors import UsageError
 from convsv.files import replacing
+from convsv.reports._enduring import EnduringFile
 from convsv.reports._text import visible
 from convsv.results import CheckpointReport, LayerReport, Report, Spectrum
 
@@ -38,10 +39,12 @@ class _Container(Protocol):
 
     def close(self, index: str) -> None: ...
 
+    def abandon(self) -> None: ...
+
 
 class _Npz:
-    def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
+    def __init__(self, file: EnduringFile) -> None:
+        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
     def add(self, name: str, values: NDArray[np.float64], facts: Facts) -> None:
         self._write(name, values)
@@ -50,16 +53,19 @@ class _Npz:
         self._write("index", np.array(index))
         self._zip.close()
 
+    def abandon(self) -> None:
+        self._zip.close()
+
     def _write(self, name: str, values: NDArray[np.generic]) -> None:
         with self._zip.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 class _Hdf5:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: EnduringFile) -> None:
         import h5py
 
-        self._file = h5py.File(path, "w")
+        self._file = h5py.File(file, "w")
 
     def add(self, name: str, values: NDArray[np.float64], facts: Facts) -> None:
         dataset = self._file.create_dataset(name, data=values)
@@ -70,8 +76,11 @@ class _Hdf5:
         self._file.create_dataset("index", data=index)
         self._file.close()
 
+    def abandon(self) -> None:
+        self._file.close()
 
-_CONTAINERS: Mapping[str, Callable[[Path], _Container]] = {
+
+_CONTAINERS: Mapping[str, Callable[[EnduringFile], _Container]] = {
     ".npz": _Npz,
     ".h5": _Hdf5,
     ".hdf5": _Hdf5,
@@ -106,7 +115,9 @@ class ArrayFile:
 
     def __init__(self, path: str, stack: ExitStack) -> None:
         suffix = suffix_of(path)
-        self._container = _CONTAINERS[suffix](stack.enter_context(replacing(path)))
+        self._file = stack.enter_context(EnduringFile(stack.enter_context(replacing(path))))
+        self._container = _CONTAINERS[suffix](self._file)
+        stack.callback(self._abandon)
         self._index: list[dict[str, str | int]] = []
         self._taken = {"index"}
 
@@ -130,7 +141,10 @@ class ArrayFile:
                     self._add(f"{name}/{method}_lower", spectrum.lower_values, {**facts, "kind": "lower"})
 
     def _add(self, dataset: str, values: NDArray[np.float64], facts: Facts) -> None:
-        self._container.add(dataset, values, facts)
+        try:
+            self._container.add(dataset, values, facts)
+        finally:
+            self._file.check()
         self._index.append({"dataset": dataset, **facts})
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
@@ -138,7 +152,15 @@ class ArrayFile:
 
     def end(self, report: Report) -> None:
         """Write the index and close the file."""
-        self._container.close(json.dumps(self._index))
+        try:
+            self._container.close(json.dumps(self._index))
+        finally:
+            self._file.check()
+
+    def _abandon(self) -> None:
+        # Closed twice is closed once. What a library says of a file that is given up is no news.
+        with suppress(Exception):
+            self._container.abandon()
 
     def _name(self, layer: str) -> str:
         safe = _UNSAFE.sub("_", layer)[:_LONGEST_NAME].strip(".") or "layer"
