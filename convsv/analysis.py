@@ -7,7 +7,7 @@ A layer's own trouble (a NaN, a stride that does not divide the size, bytes that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -30,17 +30,19 @@ from convsv.geometry import Geometry
 from convsv.layer import ConvLayer, loosest
 from convsv.results import Bound, Interval, LayerReport, Spectrum, Unavailable
 from convsv.rounding import above
-from convsv.spectra import DEFAULT, SPECTRA, Shared, SpectrumOptions
+from convsv.spectra import DEFAULT, SPECTRA, Division, Shared, SpectrumOptions, SpectrumPart
 from convsv.symbol import normal_form
 
 __all__ = [
     "BOUNDS_METHOD",
     "SYMBOL_MIN",
     "AnalysisOptions",
+    "LayerWork",
     "analyze",
     "analyze_layer",
     "certified_norm",
     "certified_upper",
+    "check_agreement",
     "method_names",
 ]
 
@@ -111,13 +113,13 @@ def analyze_layer(layer: ConvLayer, options: AnalysisOptions) -> LayerReport:
     Raises:
         ContradictionError: two certified statements exclude each other.
     """
-    work = _LayerWork(layer, options)
+    work = LayerWork(layer, options)
     with error_context(tensor=layer.name):
         work.norms()
         for name in options.methods:
             work.method(name)
         report = work.report()
-        _check_agreement(report)
+        check_agreement(report)
     return report
 
 
@@ -135,7 +137,7 @@ def certified_norm(layer: ConvLayer, options: AnalysisOptions, *, at_size: bool 
         CheckpointError: its tensor could not be read.
     """
     with error_context(tensor=layer.name):
-        return _LayerWork(layer, options).certified(at_size=at_size)
+        return LayerWork(layer, options).certified(at_size=at_size)
 
 
 def certified_upper(layer: ConvLayer, options: AnalysisOptions) -> tuple[float, str]:
@@ -153,11 +155,16 @@ def certified_upper(layer: ConvLayer, options: AnalysisOptions) -> tuple[float, 
         CheckpointError: its tensor could not be read.
     """
     with error_context(tensor=layer.name):
-        return _LayerWork(layer, options).upper()
+        return LayerWork(layer, options).upper()
 
 
-class _LayerWork:
-    """The results of one layer so far."""
+class LayerWork:
+    """The results of one layer so far.
+
+    Args:
+        layer: the layer.
+        options: what to compute.
+    """
 
     def __init__(self, layer: ConvLayer, options: AnalysisOptions) -> None:
         layer = _affordable(layer, options.execution.memory)
@@ -197,6 +204,21 @@ class _LayerWork:
             self._attempt(name, self._certify_smallest)
         else:
             self._attempt(name, lambda: self._spectrum(name))
+
+    def part(self, name: str, share: tuple[int, int]) -> SpectrumPart | None:
+        """Compute a share of a method's results; where that fails, the report says why."""
+        found: list[SpectrumPart] = []
+
+        def compute() -> None:
+            part = _division(name).part
+            found.append(part(self._layer, self._options.execution, self._wanted, self._shared, share))
+
+        self._attempt(name, compute)
+        return found[0] if found else None
+
+    def join(self, name: str, parts: Sequence[SpectrumPart]) -> None:
+        """Take the results of one method from all of its shares."""
+        self._attempt(name, lambda: self._keep(name, _division(name).whole(self._layer, self._wanted, parts)))
 
     def report(self) -> LayerReport:
         """Return what was found."""
@@ -289,9 +311,14 @@ class _LayerWork:
         guessed = geometry.guessed(*_leaning(geometry))
         self._symbol_min = replace(shared.in_its_units(found), assumes={"lower": guessed, "upper": guessed})
 
+    @property
+    def _wanted(self) -> SpectrumOptions:
+        return replace(self._options.spectra, values=self._options.values)
+
     def _spectrum(self, name: str) -> None:
-        wanted = replace(self._options.spectra, values=self._options.values)
-        spectrum = SPECTRA[name].compute(self._layer, self._options.execution, wanted, self._shared)
+        self._keep(name, SPECTRA[name].compute(self._layer, self._options.execution, self._wanted, self._shared))
+
+    def _keep(self, name: str, spectrum: Spectrum) -> None:
         self._results[name] = spectrum if self._options.values else spectrum.without_whole_values()
 
     def _bounds(self) -> None:
@@ -301,6 +328,18 @@ class _LayerWork:
         self._results[BOUNDS_METHOD] = {name: value for name, value in found.items() if isinstance(value, Bound)}
         missing = {name: value.reason for name, value in found.items() if isinstance(value, Unavailable)}
         self._unavailable.update(missing)
+
+
+def _division(name: str) -> Division:
+    """Return how a method divides its work.
+
+    Raises:
+        UsageError: it does not.
+    """
+    division = SPECTRA[name].division
+    if division is None:
+        raise UsageError("this method does not divide its work", found=name)
+    return division
 
 
 def _affordable(layer: ConvLayer, memory: int) -> ConvLayer:
@@ -316,7 +355,7 @@ def _leaning(geometry: Geometry) -> tuple[str, ...]:
     return ("stride", "groups", "dilation") if max(geometry.stride) > 1 else ("stride", "groups")
 
 
-def _check_agreement(report: LayerReport) -> None:
+def check_agreement(report: LayerReport) -> None:
     """Refuse certified statements that exclude each other.
 
     Raises:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer, normal_taps
 
-__all__ = ["METHODS", "Cost", "Dimensions", "LayerCost", "Speed", "Wanted", "cost_of", "costs_of"]
+__all__ = ["METHODS", "Cost", "Dimensions", "Divisible", "LayerCost", "Speed", "Wanted", "cost_of", "costs_of"]
 
 _EVALUATIONS = 60.0
 """Symbol evaluations of a certificate of width 1e-2 in two dimensions: the median of trained layers."""
@@ -198,12 +198,22 @@ def _norm(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
     return Cost(flops, memory, 2 * seconds + 0.004 * speed.small * (1 + d.groups))
 
 
-@_estimate("circulant")
-def _circulant(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
-    """Return the cost of all singular values of the symbol on the half grid, by the cheaper of the two routes."""
+@dataclass(frozen=True)
+class Divisible:
+    """Seconds of work that several tasks may share.
+
+    Attributes:
+        again: what each of them does anew.
+        once: what they share out.
+    """
+
+    again: float
+    once: float
+
+
+def _circulant_route(d: Dimensions, speed: Speed) -> tuple[bool, Divisible]:
+    """Return whether eigenvalues are the cheaper route to the values on the half grid, and what it takes."""
     few, many = d.few, d.many
-    svd = 4.0 * (4.0 * many * few**2 - 4 / 3 * few**3)
-    gram = 4.0 * 4 / 3 * few**3 + 2.0 * d.lags * few**2
     count = d.groups * d.points
     # Nanoseconds a matrix, fitted to 8 to 512 rows: decompositions of small matrices are far from LAPACK's best.
     # One row needs no decomposition: depthwise layers.
@@ -211,13 +221,23 @@ def _circulant(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
     by_gram = count * (1500 + (0.18 * few + 32 + 0.04 * d.lags) * few * few)
     forming = 3 * _forming(d)  # the kernel is split, so that the entries err by less
     pays = few > 1 and by_gram + 1e9 * forming / Speed().gemm < by_svd
+    once = 1e-9 * (by_gram if pays else by_svd) * Speed().eigen / speed.eigen
+    return pays, Divisible((forming / speed.gemm if pays else 0.0) + 0.004 * speed.small, once)
+
+
+@_estimate("circulant")
+def _circulant(d: Dimensions, wanted: Wanted, speed: Speed) -> Cost:
+    """Return the cost of all singular values of the symbol on the half grid, by the cheaper of the two routes."""
+    few, many = d.few, d.many
+    svd = 4.0 * (4.0 * many * few**2 - 4 / 3 * few**3)
+    gram = 4.0 * 4 / 3 * few**3 + 2.0 * d.lags * few**2
+    count = d.groups * d.points
+    pays, work = _circulant_route(d, speed)
     flops = _forming(d) + count * gram if pays else count * (svd + 8.0 * d.taps * few * many)
-    seconds = 1e-9 * (by_gram if pays else by_svd) * Speed().eigen / speed.eigen
-    seconds += forming / speed.gemm if pays else 0.0
     held = 8.0 * count * few
     lags = 16.0 * d.lags * d.groups * few**2 if pays else 0.0
     memory = 8.0 * d.entries + lags + _chunk(count, _WORKSPACE * _matrix(d)) + held
-    return Cost(flops, memory, seconds + 0.004 * speed.small)
+    return Cost(flops, memory, work.again + work.once)
 
 
 @_estimate("asymptotic")
@@ -282,11 +302,13 @@ class LayerCost:
         name: of the layer.
         each: the cost of each method.
         problem: why nothing will be computed, if so.
+        divisible: methods whose work several tasks may share.
     """
 
     name: str
     each: Mapping[str, Cost] = field(default_factory=dict)
     problem: str | None = None
+    divisible: Mapping[str, Divisible] = field(default_factory=dict)
 
     @property
     def whole(self) -> Cost:
@@ -308,7 +330,10 @@ def costs_of(layer: ConvLayer, wanted: Wanted, speed: Speed | None = None) -> La
     dimensions = Dimensions.of(layer)
     certified = wanted.norm or "bounds" in wanted.methods
     names = (*(["norm"] if certified else []), *wanted.methods)
-    return LayerCost(layer.name, {name: METHODS[name](dimensions, wanted, speed) for name in names if name in METHODS})
+    each = {name: METHODS[name](dimensions, wanted, speed) for name in names if name in METHODS}
+    # One method divides its work.
+    divisible = {"circulant": _circulant_route(dimensions, speed)[1]} if "circulant" in each else {}
+    return LayerCost(layer.name, each, divisible=divisible)
 
 
 def cost_of(layer: ConvLayer, wanted: Wanted, speed: Speed | None = None) -> Cost:

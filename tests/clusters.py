@@ -1,7 +1,8 @@
 """A program that computes on a small dask cluster while something of it is killed: run by ``test_cluster.py``.
 
 ``python clusters.py WHAT FILE...``: what is killed once the first report is there: ``nothing``, ``worker`` or
-``scheduler``. It prints one JSON object.
+``scheduler``. With ``cut`` layers are cut, and a worker is killed when one task of the first is done. It prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ from convsv.checkpoints.discovery import find_layers
 from convsv.checkpoints.sources import GeometryOptions
 from convsv.errors import AbandonedError
 from convsv.execution import Execution
+from convsv.layer import ConvLayer
+from convsv.results import LayerReport
 from convsv.scheduling import Dispatcher
+from convsv.scheduling.batch import Piece
 from convsv.scheduling.cluster import ClusterPool
+from convsv.scheduling.cutting import Cut
 
 OPTIONS = AnalysisOptions(methods=("circulant",), execution=Execution("cpu", jobs=1))
+
+
+def in_three(layer: ConvLayer, left: float, workers: int) -> Cut:
+    """Cut every layer, as if it took long."""
+    return Cut(1.0, tuple((Piece("circulant", (k, 3)), 1.0) for k in range(3)))
 
 
 def main(what: str, paths: list[str]) -> None:
@@ -29,10 +39,16 @@ def main(what: str, paths: list[str]) -> None:
     layers = [find_layers(open_checkpoint(path), geometry=options) for path in paths]
     expected = [list(analyze(some, OPTIONS)) for some in layers]
     pool = ClusterPool("local:2", "cpu")
-    dispatcher = Dispatcher(pool, OPTIONS, lambda layer: float(layer.shape[0]))
+    dispatcher = Dispatcher(
+        pool, OPTIONS, lambda layer: float(layer.shape[0]), cutter=in_three if what == "cut" else None
+    )
     begun = [dispatcher(some) for some in layers]
-    found = [[next(begun[0])], *([] for _ in begun[1:])]
-    if what == "worker":
+    found: list[list[LayerReport]] = [[] for _ in begun]
+    if what == "cut":
+        dispatcher._advance()  # one task of four of the first layer is done
+    else:
+        found[0].append(next(begun[0]))
+    if what in ("worker", "cut"):
         os.kill(min(pool._client.run(os.getpid).values()), signal.SIGKILL)
     if what == "scheduler":
         pool._cluster.close()

@@ -550,7 +550,7 @@ def test_shares_come_to_the_same_bits(case: Case) -> None:
 def test_shares_of_large_layers_come_to_the_same_bits(dtype: str, geometry: dict[str, Any]) -> None:
     # Large enough for eigenvalues, and for many chunks; the second time values are not held.
     stored = np.random.default_rng(0).standard_normal((24, 24 // geometry.get("groups", 1), 3, 3))
-    facts = Geometry((40, 40), geometry.pop("stride", (1, 1)), ((1, 1), (1, 1)), **geometry)
+    facts = Geometry((40, 40), **{"stride": (1, 1), "padding": ((1, 1), (1, 1)), **geometry})
     layer = make_layer(stored, facts)
     for memory in (1 << 30, 1 << 20):
         execution, options = Execution("cpu", dtype, memory, jobs=1), SpectrumOptions(values=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +22,9 @@ from convsv.execution import Execution
 from convsv.layer import ConvLayer
 from convsv.results import LayerReport
 from convsv.scheduling import Dispatcher, ProcessPool
-from convsv.scheduling.batch import Batch, Outcome, carry_out
+from convsv.scheduling.batch import Batch
 from convsv.scheduling.choice import Spreader
+from pools import Obedient
 
 ONE = Execution("cpu", jobs=1)
 OPTIONS = AnalysisOptions(methods=("circulant",), execution=ONE)
@@ -44,34 +43,6 @@ def layers_in(path: Path, size: int = 8) -> tuple[ConvLayer, ...]:
 
 def by_size(layer: ConvLayer) -> float:
     return float(layer.shape[0])
-
-
-class Obedient:
-    """A pool that works in this process, and whose workers die of some layers."""
-
-    def __init__(self, deadly: Sequence[str] = (), times: int = 1_000_000) -> None:
-        self.slots = 2
-        self.deadly, self.times, self.restarts = deadly, times, 0
-        self.begun: list[str] = []
-        self.waiting: list[tuple[Batch, Future[list[Outcome]]]] = []
-
-    def submit(self, batch: Batch) -> Future[list[Outcome]]:
-        future: Future[list[Outcome]] = Future()
-        self.begun += [layer.name for layer in batch.layers]
-        dies = self.times > 0 and any(layer.name in self.deadly for layer in batch.layers)
-        self.times -= dies
-        if dies:
-            future.set_exception(BrokenExecutor("died"))
-        else:
-            future.set_result(carry_out(batch))
-        return future
-
-    def restart(self) -> bool:
-        self.restarts += 1
-        return True
-
-    def close(self) -> None:
-        pass
 
 
 def dispatched(path: Path, pool: Obedient) -> list[LayerReport]:

@@ -88,11 +88,12 @@ def _on_cluster(task: Task, address: str, kept: Kept, options: AnalysisOptions) 
     from convsv.scheduling import Dispatcher
     from convsv.scheduling.choice import wanted_of
     from convsv.scheduling.cluster import ClusterPool
+    from convsv.scheduling.cutting import cutter_of
 
     assert task.computing is not None
     device, wanted = task.computing.device, wanted_of(options)
     pool = ClusterPool(address, device)
-    dispatcher = Dispatcher(pool, options, lambda layer: cost_of(layer, wanted).seconds, device)
+    dispatcher = Dispatcher(pool, options, lambda layer: cost_of(layer, wanted).seconds, device, cutter_of(wanted))
     known = kept.around(dispatcher, options.execution, {"analysis": options})
     return Arranged(known, {"device": device, "jobs": pool.slots, "dask": address}, lambda: 4 * pool.slots, pool.close)
 

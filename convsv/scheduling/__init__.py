@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convsv.describe import describe
 from convsv.errors import AbandonedError
 from convsv.layer import ConvLayer
 from convsv.results import LayerReport
-from convsv.scheduling.batch import Batch, Outcome, can_travel
+from convsv.scheduling.batch import Batch, Outcome, Piece, can_travel
+from convsv.scheduling.cutting import LEAST, Cutter
 from convsv.scheduling.pools import Pool, ProcessPool
 
 if TYPE_CHECKING:
@@ -33,19 +34,45 @@ _LOST = "the process that computed it died twice, perhaps for lack of memory; gi
 
 @dataclass
 class _Slot:
-    """A layer and its report, once there is one."""
+    """A layer, and the tasks that make its report: one, or the rest of the work and then pieces of it."""
 
     layer: ConvLayer
-    outcome: Outcome | None = None
+    tasks: list[_Task] = field(default_factory=list)
     dropped: bool = False
+
+
+@dataclass
+class _Task:
+    """Work on a layer, and what came of it, once it is done.
+
+    Attributes:
+        slot: the layer.
+        options: what to compute.
+        seconds: estimated.
+        piece: what of it to compute; None for everything.
+    """
+
+    slot: _Slot
+    options: AnalysisOptions
+    seconds: float
+    piece: Piece | None = None
+    outcome: Outcome | None = None
 
 
 @dataclass(order=True)
 class _Entry:
-    """Some slots to be computed together; sorted by what is to be begun first."""
+    """Some tasks to be done together; sorted by what is to be begun first."""
 
     rank: tuple[float, ...]
-    slots: list[_Slot] = field(compare=False)
+    tasks: list[_Task] = field(compare=False)
+
+    @property
+    def seconds(self) -> float:
+        return sum(task.seconds for task in self.tasks)
+
+    @property
+    def dropped(self) -> bool:
+        return all(task.slot.dropped for task in self.tasks)
 
 
 class Dispatcher:
@@ -56,12 +83,19 @@ class Dispatcher:
         options: what to compute; the execution is that of one worker.
         seconds: estimates the work on a layer.
         device: where a worker computes.
+        cutter: cuts layers that take too long for one worker; None for never.
     """
 
     def __init__(
-        self, pool: Pool, options: AnalysisOptions, seconds: Callable[[ConvLayer], float], device: str = "cpu"
+        self,
+        pool: Pool,
+        options: AnalysisOptions,
+        seconds: Callable[[ConvLayer], float],
+        device: str = "cpu",
+        cutter: Cutter | None = None,
     ) -> None:
         self._pool, self._options, self._seconds, self._device = pool, options, seconds, device
+        self._cutter = cutter
         self._waiting: list[_Entry] = []
         self._suspects: list[_Entry] = []
         self._running: dict[Future[list[Outcome]], _Entry] = {}
@@ -99,36 +133,90 @@ class Dispatcher:
     def _entries(self, slots: Sequence[_Slot]) -> Iterator[_Entry]:
         """Return the work in parts of which each is worth a message.
 
-        Checkpoints keep their order, and the longest layer of one begins first; but whole spectra, which may take much
+        Checkpoints keep their order, and the longest task of one begins first; but whole spectra, which may take much
         memory, are computed in the order in which they are handed out.
         """
         call, whole = next(self._calls), self._options.values
-        costs = [self._seconds(slot.layer) for slot in slots]
-        order = range(len(slots)) if whole else sorted(range(len(slots)), key=lambda i: -costs[i])
-        together: list[_Slot] = []
-        first, spent = 0.0, 0.0
-        for number, i in enumerate(order):
-            first = first if together else float(number)
-            together.append(slots[i])
-            spent += costs[i]
-            if spent >= _BATCH_SECONDS:
-                yield _Entry((call, first), together)
-                together, spent = [], 0.0
+        tasks = [_Task(slot, self._options, self._seconds(slot.layer)) for slot in slots]
+        for task in tasks:
+            task.slot.tasks = [task]
+        ordered = tasks if whole else sorted(tasks, key=lambda task: -task.seconds)
+        together: list[_Task] = []
+        rank: tuple[float, ...] = ()
+        for number, task in enumerate(ordered):
+            rank = rank if together else (call, 0.0 if whole else -task.seconds, number)
+            together.append(task)
+            if sum(task.seconds for task in together) >= _BATCH_SECONDS:
+                yield _Entry(rank, together)
+                together = []
         if together:
-            yield _Entry((call, first), together)
+            yield _Entry(rank, together)
 
     def _reports(self, slots: Sequence[_Slot]) -> Iterator[LayerReport]:
         try:
             for slot in slots:
-                while slot.outcome is None:
+                while any(task.outcome is None for task in slot.tasks):
                     self._advance()
-                outcome, slot.outcome = slot.outcome, None
-                if isinstance(outcome, Exception):
-                    raise outcome
-                yield outcome
+                outcomes = [task.outcome for task in slot.tasks]
+                report = self._joined(slot, outcomes)
+                outcomes, slot.tasks = [], []
+                yield report
         finally:
             for slot in slots:
-                slot.dropped, slot.outcome = True, None
+                slot.dropped, slot.tasks = True, []
+
+    def _joined(self, slot: _Slot, outcomes: Sequence[Outcome | None]) -> LayerReport:
+        """Return the report of a layer whose tasks are done.
+
+        Raises:
+            Exception: what the first task raised that did.
+        """
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        rest, *others = outcomes
+        assert isinstance(rest, LayerReport)
+        parts: dict[str, list[Any]] = {}
+        for task, other in zip(slot.tasks[1:], others, strict=True):
+            assert task.piece is not None
+            parts.setdefault(task.piece.method, []).append(other)
+        if not parts:
+            return rest
+        from convsv.parts import joined_report  # without processes this room stays closed
+
+        return joined_report(slot.layer, self._options, rest, parts)
+
+    # ---------------------------------------------------------------------------------------------------------- cutting
+
+    def _next(self) -> _Entry | None:
+        """Return what is to be begun next, cut where it is long; None where nothing waits."""
+        while self._waiting:
+            entry = heapq.heappop(self._waiting)
+            if entry.dropped:
+                continue
+            tasks = self._cut(entry)
+            if not tasks:
+                return entry
+            call, _, number = entry.rank
+            for k, task in enumerate(tasks):
+                rank = (call, 0.0, number, k) if self._options.values else (call, -task.seconds, number, k)
+                heapq.heappush(self._waiting, _Entry(rank, [task]))
+        return None
+
+    def _cut(self, entry: _Entry) -> Sequence[_Task]:
+        """Return the tasks of a layer that is cut; none where it is not."""
+        task = entry.tasks[0]
+        if self._cutter is None or len(entry.tasks) > 1 or len(task.slot.tasks) > 1 or task.seconds <= LEAST:
+            return ()
+        left = sum(one.seconds for one in (entry, *self._waiting, *self._running.values()))
+        cut = self._cutter(task.slot.layer, left, self._pool.slots)
+        if cut is None:
+            return ()
+        divided = {piece.method for piece, _ in cut.pieces}
+        options = replace(self._options, methods=tuple(m for m in self._options.methods if m not in divided))
+        pieces = [_Task(task.slot, self._options, seconds, piece) for piece, seconds in cut.pieces]
+        task.slot.tasks = [_Task(task.slot, options, cut.rest), *pieces]
+        return task.slot.tasks
 
     # --------------------------------------------------------------------------------------------------------- workers
 
@@ -138,19 +226,18 @@ class Dispatcher:
             return
         while self._suspects and not self._running:
             entry = self._suspects.pop()
-            if not all(slot.dropped for slot in entry.slots):
+            if not entry.dropped:
                 self._alone = self._submit(entry)
         if self._suspects or self._alone:
             return
         # One batch more than there are workers waits where a worker will look for it.
-        while self._waiting and len(self._running) <= self._pool.slots:
-            entry = heapq.heappop(self._waiting)
-            if not all(slot.dropped for slot in entry.slots):
-                self._submit(entry)
+        while len(self._running) <= self._pool.slots and (found := self._next()):
+            self._submit(found)
 
     def _submit(self, entry: _Entry) -> Future[list[Outcome]]:
-        layers = [slot.layer for slot in entry.slots]
-        future = self._pool.submit(Batch.of(layers, self._options, self._device))
+        first = entry.tasks[0]
+        layers = [task.slot.layer for task in entry.tasks]
+        future = self._pool.submit(Batch.of(layers, first.options, self._device, first.piece))
         self._running[future] = entry
         return future
 
@@ -168,7 +255,7 @@ class Dispatcher:
                 broken = True
                 self._lost(future, entry)
             elif isinstance(error, Exception) and not isinstance(error, (AbandonedError, CancelledError)):
-                _settle(entry, [error] * len(entry.slots))
+                _settle(entry, [error] * len(entry.tasks))
             else:
                 raise error
             self._alone = None if future is self._alone else self._alone
@@ -188,18 +275,20 @@ class Dispatcher:
         self._running.clear()
 
     def _lost(self, future: Future[list[Outcome]], entry: _Entry) -> None:
-        """Put layers whose worker died aside for another try, each alone; after that they have failed."""
+        """Put tasks whose worker died aside for another try, each alone; after that they have failed."""
         if future is self._alone:
-            _settle(entry, [self._failed(slot.layer) for slot in entry.slots])
+            _settle(entry, [_failed(task) for task in entry.tasks])
         else:
-            self._suspects += [_Entry(entry.rank, [slot]) for slot in entry.slots]
+            self._suspects += [_Entry(entry.rank, [task]) for task in entry.tasks]
 
-    def _failed(self, layer: ConvLayer) -> LayerReport:
-        names = (*(["norm"] if self._options.norm else []), *self._options.methods)
-        return replace(describe(layer), unavailable=dict.fromkeys(names, _LOST), failures=names)
+
+def _failed(task: _Task) -> LayerReport:
+    options, piece = task.options, task.piece
+    names = (piece.method,) if piece else (*(["norm"] if options.norm else []), *options.methods)
+    return replace(describe(task.slot.layer), unavailable=dict.fromkeys(names, _LOST), failures=names)
 
 
 def _settle(entry: _Entry, outcomes: Sequence[Outcome]) -> None:
-    for slot, outcome in zip(entry.slots, outcomes, strict=True):
-        if not slot.dropped:
-            slot.outcome = outcome
+    for task, outcome in zip(entry.tasks, outcomes, strict=True):
+        if not task.slot.dropped:
+            task.outcome = outcome

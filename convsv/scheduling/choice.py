@@ -15,6 +15,7 @@ from convsv.costs import Cost, Speed, Wanted, cost_of
 from convsv.layer import ConvLayer
 from convsv.results import LayerReport
 from convsv.scheduling import Dispatcher, Pool, ProcessPool, can_travel
+from convsv.scheduling.cutting import cutter_of, longest_task
 
 if TYPE_CHECKING:
     from convsv.analysis import AnalysisOptions
@@ -56,6 +57,7 @@ class Spreader:
         self._calls = 0
         self._by_pool = False
         self._wanted = wanted_of(options)
+        self._cutter = cutter_of(self._wanted, speed)
         self._jobs = options.execution.threads
         self._pool: Pool | None = None
         self._dispatcher: Dispatcher | None = None
@@ -72,7 +74,7 @@ class Spreader:
             return
         costs = [self._cost(layer) for layer in layers]
         fits = max((cost.memory for cost in costs), default=0) <= self._share
-        if self._dispatcher is None and fits and self._pays(costs):
+        if self._dispatcher is None and fits and self._pays(layers, costs):
             self._start()
         self._by_pool = fits and self._dispatcher is not None
 
@@ -100,13 +102,14 @@ class Spreader:
     def _cost(self, layer: ConvLayer) -> Cost:
         return cost_of(layer, self._wanted, self._speed)
 
-    def _pays(self, costs: Sequence[Cost]) -> bool:
+    def _pays(self, layers: Sequence[ConvLayer], costs: Sequence[Cost]) -> bool:
         """Tell whether processes are estimated to be done clearly sooner, if all checkpoints are like this one."""
         seconds = [cost.seconds for cost in costs]
         # Of a list without an end in sight as many are expected as came already.
         times = max(1, self._calls if self._checkpoints is None else self._checkpoints - self._calls)
-        longest = max(seconds, default=0.0)
-        by_processes = _STARTING + max(times * sum(seconds) / self._jobs, longest)
+        left, jobs = times * sum(seconds), self._jobs
+        tasks = (longest_task(self._cutter, *one, left, jobs) for one in zip(layers, seconds, strict=True))
+        by_processes = _STARTING + max(left / jobs, max(tasks, default=0.0))
         by_threads = times * sum(s / (1 + (self._jobs - 1) * s / (s + _GRAIN)) for s in seconds)
         return by_processes < _WORTH * by_threads
 
@@ -114,7 +117,7 @@ class Spreader:
         execution = replace(self._options.execution, jobs=1, memory=max(self._share, 1 << 20), device="cpu")
         self._pool = ProcessPool(self._jobs)
         options = replace(self._options, execution=execution)
-        self._dispatcher = Dispatcher(self._pool, options, lambda layer: self._cost(layer).seconds)
+        self._dispatcher = Dispatcher(self._pool, options, lambda layer: self._cost(layer).seconds, cutter=self._cutter)
 
     def _here(self, dispatcher: Dispatcher, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         """Compute in this process, while no other is at work."""

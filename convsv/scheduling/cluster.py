@@ -18,6 +18,8 @@ __all__ = ["ClusterPool"]
 
 _LOST = "the connection to the scheduler is lost"
 _LOCAL = "local:"
+_GPU = "GPU"
+"""The resource that workers with a GPU are started with."""
 _PATIENCE = 10
 """Seconds to wait for a scheduler's answer."""
 
@@ -36,15 +38,22 @@ class ClusterPool:
     def __init__(self, address: str, device: str) -> None:
         self._cluster: Any = None
         self._client = self._connected(address)
-        resources = {"GPU": 1} if device.startswith("cuda") else None
-        self._executor = self._client.get_executor(pure=False, resources=resources)
+        self._on_gpu = device.startswith("cuda")
+        self._executor = self._client.get_executor(pure=False, resources={_GPU: 1} if self._on_gpu else None)
 
     @property
     def slots(self) -> int:
-        """Threads of all workers that are there now; at least one, for those that are still to come."""
+        """Batches that all workers that are there now take at a time; at least one, for those that are still to come.
+
+        A worker takes one a thread, and where they are for a GPU, no more than it says it has.
+        """
         with suppress(Exception):  # a scheduler that is gone is noticed where its answers are missing
-            return max(1, sum(map(int, self._client.nthreads().values())))
+            return max(1, sum(map(self._slots_of, self._client.scheduler_info(n_workers=-1)["workers"].values())))
         return 1
+
+    def _slots_of(self, worker: Any) -> int:
+        threads = int(worker["nthreads"])
+        return min(threads, int(worker["resources"].get(_GPU, 0))) if self._on_gpu else threads
 
     def submit(self, batch: Batch) -> Future[list[Outcome]]:
         """Hand out a batch: see :class:`convsv.scheduling.pools.Pool`.
