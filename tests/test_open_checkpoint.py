@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from convsv.checkpoints import FORMATS, RegularFile, find_checkpoints, open_checkpoint
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnknownFormatError, UsageError
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(120)
 
 
 def safetensors_file(path: Path) -> Path:
@@ -58,6 +58,88 @@ def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         server.bind("m.pt")
         with pytest.raises(CheckpointError, match=r"opened|regular"):
             open_checkpoint("m.pt")
+
+
+def test_what_is_opened_is_looked_at_and_nothing_that_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind is that of the open descriptor: between a look at the name and its opening another file may take it."""
+    path = safetensors_file(tmp_path / "m.safetensors")
+
+    def looked(*_: object, **__: object) -> os.stat_result:
+        raise AssertionError("the name was looked at")
+
+    with monkeypatch.context() as blind:
+        for name in ("stat", "lstat"):
+            blind.setattr(os, name, looked)
+        file = RegularFile(path)
+    assert file.read(0, file.size) == path.read_bytes()
+
+
+SWAPPED = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a device": lambda path: Path(path).symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("kind", SWAPPED)
+def test_a_file_that_becomes_something_else_at_the_last_moment_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked before saw a regular file; an opening that waits would wait for ever."""
+    path = safetensors_file(tmp_path / "m.safetensors")
+    opened: list[int] = []
+    real = os.open
+
+    def swapping(name: object, flags: int, *more: object) -> int:
+        if name == path and not opened:
+            path.unlink()
+            SWAPPED[kind](path)
+            opened.append(flags)
+        return real(name, flags, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swapping)
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        open_checkpoint(path)
+    assert opened[0] & os.O_NONBLOCK
+
+
+@pytest.mark.parametrize("kind", SWAPPED)
+def test_a_file_whose_name_is_taken_by_something_else_is_read_as_it_was_opened(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = safetensors_file(tmp_path / "m.safetensors")
+    real = os.open
+
+    def swapping(name: object, flags: int, *more: object) -> int:
+        descriptor = real(name, flags, *more)  # type: ignore[arg-type]
+        if name == path:
+            path.unlink()
+            SWAPPED[kind](path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", swapping)
+    assert open_checkpoint(path).tensors[0].read().shape == (2, 2, 3, 3)
+
+
+@pytest.mark.parametrize("command", ["layers", "compare", "clip"])
+@pytest.mark.parametrize("kind", SWAPPED)
+def test_every_command_refuses_what_is_no_file_without_waiting(kind: str, command: str, tmp_path: Path) -> None:
+    """A process of its own, with a time after which it certainly waits for something."""
+    SWAPPED[kind](tmp_path / "m.pt")
+    needed = {"compare": (tmp_path / "m.pt",), "clip": ("--max-norm", "1", "--dry-run")}.get(command, ())
+    done = subprocess.run(
+        [sys.executable, "-m", "convsv", command, tmp_path / "m.pt", *needed],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode in ((2, 3) if kind == "a folder" else (3,)), done.stderr
+    assert len(errors) in ((1, 2) if command == "compare" else (1,))
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "a\x00b.pt", "missing/m.pt"])

@@ -4,11 +4,13 @@ import collections
 import contextlib
 import datetime
 import io
+import itertools
 import os
 import pathlib
 import pickle
 import pickletools
 import struct
+import sys
 import tracemalloc
 from fractions import Fraction
 
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convsv.checkpoints import _pickle
 from convsv.checkpoints._file import AnonymousFile
 from convsv.checkpoints._pickle import _TABLE, MAX_OPCODES, Call, PersistentId, PickledDict, Symbol, interpret
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
@@ -348,3 +351,86 @@ def test_unclosed_marks_are_corrupt():
 def test_too_many_opcodes_are_refused():
     with pytest.raises(UnsafeCheckpointError, match="too long"):
         inert(b"N0" * (MAX_OPCODES // 2) + b"N.")
+
+
+# ------------------------------------------------------------------------------------------------- linear in the bytes
+
+GLOBAL = b"cstranger\nNet\n"
+SHAPES = {
+    "nested lists": lambda n: b"]" * n + b"a" * (n - 1) + b".",
+    "nested tuples": lambda n: b")" + b"\x85" * n + b".",
+    "nested dicts": lambda n: b"}" + b"K\x01}" * n + b"s" * n + b".",
+    "a long tuple": lambda n: b"(" + b"N" * n + b"t.",
+    "a long list, item by item": lambda n: b"]" + b"Na" * n + b".",
+    "a long list in pieces": lambda n: b"]" + b"(NNe" * n + b".",
+    "a long dict, pair by pair": lambda n: b"}" + b"K\x01Ns" * n + b".",
+    "one key again and again": lambda n: b"}(" + b"X\x01\0\0\0aN" * n + b"u.",
+    "one object fetched again and again": lambda n: b"]q\x00(" + b"h\x00" * n + b"e.",
+    "a long object fetched again and again": lambda n: b"(" + b"N" * n + b"tq\x00](" + b"h\x00" * n + b"e.",
+    "doubling references": lambda n: b"]q\x00" + b"0](h\x00h\x00eq\x00" * n + b".",
+    "memoised in order": lambda n: b"\x80\x04](" + b"]\x94" * n + b"e.",
+    "memoised far apart": lambda n: (
+        b"](" + b"".join(b"Nr" + struct.pack("<L", 6 * (n - 1 - i)) for i in range(n)) + b"e."
+    ),
+    "memoised in decimals": lambda n: b"](" + b"".join(b"Np%d\n" % i for i in range(n)) + b"e.",
+    "open marks": lambda n: b"N" + b"(" * n + b"1" * n + b".",
+    "marks over a long stack": lambda n: b"(" + b"N" * n + b"(1" * n + b"t.",
+    "tuples over a long stack": lambda n: b"(" + b"N" * n + b"(t0" * n + b"t.",
+    "duplicates": lambda n: b"(N" + b"2" * n + b"t.",
+    "taken off again": lambda n: b"N" + b"N0" * n + b".",
+    "texts": lambda n: b"](" + b"X\x08\0\0\0abcdefgh" * n + b"e.",
+    "one long text": lambda n: b"X" + struct.pack("<L", 8 * n) + b"abcdefgh" * n + b".",
+    "globals": lambda n: b"](" + GLOBAL * n + b"e.",
+    "calls": lambda n: GLOBAL + b")R" * n + b".",
+    "calls with one long argument": lambda n: b"(" + b"N" * n + b"tq\x00](" + (GLOBAL + b"h\x00R") * n + b"e.",
+    "states": lambda n: GLOBAL + b")R" + b"}b" * n + b".",
+    "items of a call": lambda n: GLOBAL + b")R" + b"Na" * n + b".",
+    "pairs of a call": lambda n: GLOBAL + b")R" + b"(K\x01Nu" * n + b".",
+    "persistent ids": lambda n: b"](" + b"NQ" * n + b"e.",
+    "large integers": lambda n: b"](" + b"\x8a\x08abcdefgh" * n + b"e.",
+    "lines of digits": lambda n: b"](" + b"L12345678L\n" * n + b"e.",
+    "frames": lambda n: b"\x80\x04](" + (b"\x95" + struct.pack("<Q", 1) + b"N") * n + b"e.",
+}
+
+
+def cost(data):
+    """Lines of the interpreter that run, bytes that it asks the file for, and its largest use of memory."""
+    lines, bytes_read = itertools.count(), []
+
+    class Counted(AnonymousFile):
+        def read(self, offset, count):
+            bytes_read.append(count)
+            return super().read(offset, count)
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != _pickle.__file__:
+            return None
+        if event == "line":
+            next(lines)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        interpret(Counted("counted.pkl", data))
+    finally:
+        sys.settrace(before)
+    tracemalloc.start()
+    try:
+        interpret(AnonymousFile("weighed.pkl", data + b" "))  # other bytes: nothing is known of them yet
+        return next(lines), sum(bytes_read), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+SLACK = {"lines": 100, "bytes read": 1 << 18, "memory": 1 << 18}
+"""What a window of the file, small objects that Python keeps, and the steps in which lists grow can add."""
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_time_and_memory_are_linear_in_the_bytes(shape):
+    """Twice the bytes cost twice as much; of what is quadratic, four times as many cost sixteen times as much."""
+    first, second, third = (cost(SHAPES[shape](n)) for n in (4000, 8000, 16_000))
+    for (what, slack), one, two, four in zip(SLACK.items(), first, second, third, strict=True):
+        assert four - two <= 2.5 * (two - one) + slack, what
+        assert four <= 5 * one + slack, what
