@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
 
+import remote
 from limits import limited
 from mutation import mutated, operations
 from targets import TARGETS, judge_report
@@ -42,6 +43,8 @@ def test_a_damaged_file_ends_in_our_own_error_or_in_tensors(name: str, place: Ca
     target = TARGETS[name]
     if name.startswith("onnx"):
         pytest.importorskip("onnx")
+    if name.startswith("http"):
+        pytest.importorskip("urllib3")
     with place() as folder:  # type: ignore[attr-defined]
         target.attack(target.seed(), folder)  # what is imported on the way is not counted as the case's
 
@@ -53,6 +56,14 @@ def test_a_damaged_file_ends_in_our_own_error_or_in_tensors(name: str, place: Ca
             target.attack(data, folder)
 
     attack()
+
+
+@pytest.mark.parametrize(
+    ("file", "way"), [("m.safetensors", "in_parts"), ("m.pt", "in_parts"), ("m.safetensors", "whole")]
+)
+def test_a_conversation_that_nobody_changed_is_read(file: str, way: str) -> None:
+    pytest.importorskip("urllib3")
+    assert remote.attack(file, remote.conversation(file, way), lambda _: None) == len(remote.KERNELS)
 
 
 FOUND: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {

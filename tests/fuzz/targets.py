@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
+import remote
 import seeds
 
 from convsv.checkpoints import Checkpoint, RegularFile, _hdf5, onnx, open_checkpoint
@@ -227,6 +228,16 @@ def attack_limits(data: bytes, folder: Path) -> None:
             assert all(0 < limit < math.inf for limit in policy.limits(name).wanted.values())
 
 
+def served(name: str) -> Callable[[bytes, Path], None]:
+    """The input is what a web server answers to somebody who reads that file."""
+
+    def attack(data: bytes, _: Path) -> None:
+        with only_our_errors():
+            remote.attack(name, data, judge)
+
+    return attack
+
+
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(seeds.safetensors, whole("m.safetensors"), 1200, ("*.safetensors",)),
     "safetensors-index": Target(seeds.index, attack_index, 500),
@@ -258,6 +269,9 @@ TARGETS: Mapping[str, Target] = {
     "onnx": Target(seeds.onnx, attack_onnx, 900),
     "onnx-answer": Target(seeds.onnx, attack_onnx_answer, 500),
     "onnx-child": Target(seeds.onnx, whole("m.onnx"), 15),
+    "http": Target(lambda: remote.conversation("m.safetensors"), served("m.safetensors"), 250),
+    "http-torch": Target(lambda: remote.conversation("m.pt"), served("m.pt"), 150),
+    "http-whole": Target(lambda: remote.conversation("m.safetensors", "whole"), served("m.safetensors"), 100),
     "sidecar": Target(lambda: seeds.SIDECAR, attack_sidecar, 500),
     "report": Target(seeds.report, attack_report, 400),
     "limits": Target(lambda: seeds.LIMITS, attack_limits, 300),
