@@ -9,7 +9,9 @@ core (AMD Zen 5, torch 2.13, numpy 2.4, complex128): below 64 rows torch takes 0
 
 from __future__ import annotations
 
+import cmath
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +27,7 @@ __all__ = [
     "eigenpairs",
     "eigenvalue_error",
     "eigenvalues",
+    "leading_eigenvectors",
     "singular_value_error",
     "singular_values",
 ]
@@ -34,6 +37,10 @@ _FAILURES: _Failures = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type
 
 _NUMPY_FROM = 64
 """Rows and columns from which numpy's LAPACK is the faster one."""
+_ITERATED_FROM = 48
+"""Rows from which inverse iteration is faster than all eigenvectors: 0.8 times the time at 64, 0.6 times at 96."""
+_SETTLED = 2.0**-44
+"""Residual, relative to the eigenvalue, up to which inverse iteration counts as converged; it reaches 2^-50."""
 
 
 def singular_values(matrices: Tensor) -> Tensor:
@@ -127,6 +134,53 @@ def eigenpairs(hermitian: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
+def leading_eigenvectors(symmetric: Tensor) -> Tensor:
+    """Return an eigenvector of the largest eigenvalue of each matrix; not for what is to be certified.
+
+    From a certain size on the eigenvalues alone are computed, and the vector by two steps of inverse iteration
+    (Golub, Van Loan 2013, section 8.2.2) from a fixed start; where its residual is not that of LAPACK's own vectors,
+    as :func:`eigenpairs`.
+
+    Args:
+        symmetric: ``(B, n, n)``, float64, positive semidefinite, finite.
+
+    Returns:
+        ``(B, n)``, of length 1 to working precision.
+
+    Raises:
+        ComputationError: no LAPACK succeeds; a non-finite entry is the usual cause.
+    """
+    found = _by_inverse_iteration(symmetric) if symmetric.shape[-1] >= _ITERATED_FROM else None
+    return eigenpairs(symmetric)[1][..., -1] if found is None else found
+
+
+def _by_inverse_iteration(symmetric: Tensor) -> Tensor | None:
+    """Return leading eigenvectors ``(B, n)``, or None where LAPACK fails or one has not converged."""
+    size = symmetric.shape[-1]
+    try:
+        top = torch.linalg.eigvalsh(symmetric)[:, -1:, None]
+    except _FAILURES:
+        return None
+    # The shift must not be an eigenvalue to the last bit.
+    shift = (1 + size * float(torch.finfo(symmetric.dtype).eps)) * top
+    shifted = symmetric.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).sub_(shift[..., 0])
+    factors, pivots, _ = torch.linalg.lu_factor_ex(shifted)
+    start = _start(size).to(symmetric).expand(len(symmetric), size, 1)
+    # Each solution is up to 1e16 times as long as its right side.
+    vectors = torch.linalg.lu_solve(factors, pivots, torch.linalg.lu_solve(factors, pivots, start))
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    residuals = torch.linalg.vector_norm(symmetric @ vectors - top * vectors, dim=1, keepdim=True)
+    # NaN, where something failed, is not below.
+    return vectors[..., 0] if bool((residuals <= _SETTLED * top).all()) else None
+
+
+@lru_cache(maxsize=64)
+def _start(size: int) -> Tensor:
+    """Return a vector ``(n, 1)`` that is orthogonal to nothing that kernels have, to be read only."""
+    return torch.randn(size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
 def decomposition(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the singular value decomposition of each matrix, as :func:`eigenpairs`; not for what is to be certified.
 
@@ -171,7 +225,7 @@ def _rescued(
     """
     try:
         found = first(matrices)
-        if all(bool(torch.isfinite(part).all()) for part in found):
+        if _all_finite(found):
             return found
     except _FAILURES:
         pass
@@ -180,10 +234,15 @@ def _rescued(
         rescued = [torch.from_numpy(part) for part in second(matrices.detach().to("cpu", wide).numpy())]
     except _FAILURES as error:
         raise ComputationError("a matrix decomposition failed", found=str(error)) from error
-    if not all(bool(torch.isfinite(part).all()) for part in rescued):
+    if not _all_finite(rescued):
         raise ComputationError("a matrix decomposition failed", found="NaN or infinite entries")
     real = torch.empty(0, dtype=matrices.dtype).real.dtype
     return [part.to(matrices.device, matrices.dtype if part.is_complex() else real) for part in rescued]
+
+
+def _all_finite(parts: Sequence[Tensor]) -> bool:
+    """Tell whether no entry is NaN or infinite: their sum shows it, at a tenth of the cost of looking at each."""
+    return all(cmath.isfinite(part.sum().item()) for part in parts)
 
 
 def _svdvals(matrices: Tensor) -> Tensor:

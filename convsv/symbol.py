@@ -22,9 +22,11 @@ from convsv.layer import normal_taps
 
 __all__ = [
     "NormalForm",
+    "from_normal_form",
     "grid_symbol",
     "half_grid",
     "half_grid_span",
+    "normal_extent",
     "normal_form",
     "symbol",
     "symbol_error",
@@ -78,6 +80,34 @@ def normal_form(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int]) 
     gathered = flat[..., taps.to(kernel.device)]
     phases = taps.shape[0]
     return NormalForm(gathered.reshape(groups, outputs, inputs * phases, *taps.shape[1:]), left, tuple(stride))
+
+
+def normal_extent(kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the spatial taps ``K'`` of the normal form."""
+    return kernel_size if max(stride, default=1) == 1 else _normal_index(kernel_size, stride, dilation)[0].shape[1:]
+
+
+def from_normal_form(
+    slope: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
+    """Return the adjoint of :func:`normal_form`: a gradient in the normal form's kernel as one in the kernel.
+
+    Args:
+        slope: ``(G, O, I * prod(stride), *K')``.
+        kernel_size: taps of the kernel, an axis.
+        stride: one integer an axis.
+        dilation: one integer an axis.
+
+    Returns:
+        ``(G, O, I, *K)``; every tap of the kernel has one place in the normal form.
+    """
+    if max(stride, default=1) == 1:
+        return slope
+    taps = _normal_index(kernel_size, stride, dilation)[0].to(slope.device)
+    groups, outputs = slope.shape[:2]
+    flat = slope.new_empty(groups, outputs, slope.shape[2] // taps.shape[0], math.prod(kernel_size) + 1)
+    flat[..., taps] = slope.reshape(*flat.shape[:3], *taps.shape)
+    return flat[..., :-1].reshape(*flat.shape[:3], *kernel_size)
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,15 @@ from convsv.differentiable import (
     WITHOUT_GRADIENT,
     NormBall,
     SpectralClip,
+    _bound,
     bounded,
     geometry_of,
     layer_bound,
+    layer_bounds,
     norm_bound,
     spectral_penalty,
 )
+from convsv.differentiable import clip as clip_module
 from convsv.errors import ComputationError, UnavailableError, UsageError
 from convsv.execution import Execution
 from convsv.geometry import Geometry
@@ -114,6 +118,27 @@ def test_equal_maximisers_give_a_subgradient(name: str) -> None:
     assert torch.isfinite(slope).all()
     # Every bound is homogeneous of degree 1: Euler's theorem holds for each element of the subdifferential.
     assert float((slope * kernel.detach()).sum()) == pytest.approx(float(value.detach()), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in GRADIENTS.items() if entry.direct])
+def test_layers_together_are_what_each_is_by_its_graph(name: str) -> None:
+    """Shapes alike and not, groups, strides, scales, a kernel of zeros and one in half precision: nothing mixes."""
+    torch.manual_seed(0)
+    alike = [nn.Conv2d(6, 4, 3, groups=2, stride=2, dilation=2) for _ in range(3)]
+    others = [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(8, 8, 3, groups=8), nn.Conv1d(9, 2, 1)]
+    large = [nn.Conv2d(60, 50, 3, stride=2), nn.ConvTranspose2d(50, 60, 2, stride=2), nn.Conv3d(2, 3, (1, 2, 3))]
+    layers = [*alike, *others, *large]
+    weights = [layer.weight.detach().double() for layer in layers]
+    weights[1], weights[3], weights[4] = weights[1] * 1e-30, torch.zeros_like(weights[3]), weights[4].half()
+    pairs = [(w.requires_grad_(), geometry_of(layer)) for w, layer in zip(weights, layers, strict=True)]
+    together = layer_bounds(pairs, name)
+    slopes = torch.autograd.grad(together.sum(), weights)
+    without = dataclasses.replace(GRADIENTS[name], direct=None)
+    for pair, value, slope in zip(pairs, together.detach(), slopes, strict=True):
+        alone = _bound._together(without, [pair], None)
+        (expected,) = torch.autograd.grad(alone.sum(), pair[0])
+        assert float(value) == pytest.approx(float(alone.detach()), rel=1e-12)
+        assert torch.allclose(slope, expected, rtol=1e-8 if slope.dtype == torch.float64 else 2e-3, atol=1e-10)
 
 
 def test_second_derivatives_are_refused() -> None:
@@ -210,10 +235,18 @@ def test_autocast_does_not_reach_the_bound() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # asked for by torch's own tracer
-def test_the_penalty_under_compile() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_penalty_under_compile(backend: str) -> None:
     layer, images = nn.Conv2d(2, 3, 3), torch.ones(1, 2, 5, 5)
-    compiled = torch.compile(lambda: layer(images).sum() + spectral_penalty(layer), backend="eager")
-    assert torch.allclose(compiled(), layer(images).sum() + spectral_penalty(layer))
+
+    def loss() -> Tensor:
+        return layer(images).sum() + spectral_penalty(layer)
+
+    slopes = [
+        torch.autograd.grad(function(), layer.weight)[0] for function in (loss, torch.compile(loss, backend=backend))
+    ]
+    assert torch.allclose(*slopes)
+    assert torch.allclose(torch.compile(loss, backend=backend)(), loss())
 
 
 def test_weights_are_read_through_parametrisations() -> None:
@@ -262,6 +295,20 @@ def test_a_clip_leaves_alone_what_is_within() -> None:
     before = copy.deepcopy(network.state_dict())
     SpectralClip(network, 100.0).clip()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_layer_far_within_needs_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = model()
+
+    def refuse(*_: Any) -> float:
+        raise AssertionError("certified at more cost")
+
+    monkeypatch.setattr(clip_module, "certified_upper", refuse)
+    found = SpectralClip(network, 50.0).clip()
+    for name, module in network.named_children():
+        if name in found:
+            norm = operator_norm(module.weight, geometry_of(module), tol=1e-4)
+            assert norm.lower <= found[name] <= 50.0
 
 
 def test_steps_are_counted_and_stored() -> None:
@@ -368,13 +415,21 @@ def test_the_gradient_through_the_ball_agrees_with_finite_differences() -> None:
     assert torch.autograd.gradcheck(ball, weight, eps=1e-6, atol=1e-6)
 
 
-def test_the_ball_under_autocast_and_compile() -> None:
-    layer, images = bounded(nn.Conv2d(2, 3, 3), 0.1), torch.ones(1, 2, 5, 5)
+def test_autocast_does_not_reach_the_ball() -> None:
+    layer = bounded(nn.Conv2d(2, 3, 3), 0.1)
     weight = layer.weight.detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer.weight.detach(), weight)
-    with torch.no_grad():
-        assert torch.allclose(torch.compile(layer, backend="eager")(images), layer(images))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_ball_under_compile(backend: str) -> None:
+    layer, images = bounded(nn.Conv2d(2, 3, 3), 0.1), torch.ones(1, 2, 5, 5)
+    weight = layer.parametrizations["weight"].original
+    outputs = [function(images) for function in (layer, torch.compile(layer, backend=backend))]
+    assert torch.allclose(*outputs)
+    assert torch.allclose(*(torch.autograd.grad(output.square().sum(), weight)[0] for output in outputs))
 
 
 @pytest.mark.parametrize("bound", ["miyato2018", "grishina2024", "delattre2023", "gouk2018"])

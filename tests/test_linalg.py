@@ -19,6 +19,7 @@ from convsv.linalg import (
     eigenpairs,
     eigenvalue_error,
     eigenvalues,
+    leading_eigenvectors,
     singular_value_error,
     singular_values,
 )
@@ -262,3 +263,34 @@ def test_vectors_that_no_route_finds_are_an_error(monkeypatch: pytest.MonkeyPatc
         eigenpairs(torch.eye(3))
     with pytest.raises(ComputationError, match="decomposition failed"):
         decomposition(torch.full((3, 3), torch.nan))
+
+
+@pytest.mark.parametrize("size", [5, 64, 100])
+@pytest.mark.parametrize("kind", ["spread", "equal", "one", "diagonal", "zero"])
+def test_leading_eigenvectors_belong_to_the_largest_eigenvalue(size: int, kind: str) -> None:
+    factors = {
+        "spread": random((2, size, 2 * size), torch.float64),
+        "equal": torch.eye(size, dtype=torch.float64).expand(2, size, size),
+        "one": torch.ones(2, size, 1, dtype=torch.float64),
+        "diagonal": torch.diag(torch.arange(size, dtype=torch.float64)).expand(2, size, size),
+        "zero": torch.zeros(2, size, 1, dtype=torch.float64),
+    }[kind]
+    matrices = factors @ factors.mT
+    vectors = leading_eigenvectors(matrices)
+    largest = torch.linalg.eigvalsh(matrices)[:, -1:]
+    # A backward stable eigenpair: the residual is a rounding error of the matrix.
+    wrong = (matrices @ vectors[..., None])[..., 0] - largest * vectors
+    slack = eigenvalue_error(size, torch.float64)
+    assert float(torch.linalg.vector_norm(wrong, dim=1).max()) <= 4 * slack * float(largest.max())
+    assert torch.allclose(torch.linalg.vector_norm(vectors, dim=1), torch.ones(2, dtype=torch.float64), rtol=slack)
+
+
+@pytest.mark.parametrize("broken", ["eigvalsh", "lu_solve"])
+def test_leading_eigenvectors_fall_back(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = random((2, 64, 70), torch.float64)
+    matrices = factor @ factor.mT
+    expected = leading_eigenvectors(matrices)
+    wrong = fail if broken == "eigvalsh" else lambda factors, pivots, right: torch.ones_like(right)
+    monkeypatch.setattr(torch.linalg, broken, wrong)
+    cosines = (leading_eigenvectors(matrices) * expected).sum(1).abs()
+    assert torch.allclose(cosines, torch.ones(2, dtype=torch.float64), rtol=1e-9)

@@ -53,7 +53,7 @@ class Problem:
 
     Attributes:
         form: the normal form whose size-free norm is asked for; guessed strides and groups are read in the loosest
-            way (:func:`convsv.layer.loosest`), which is right for bounds from above: see :meth:`as_guessed`.
+            way (:func:`convsv.layer.loosest`), which is right for bounds from above: see :meth:`read_from`.
         kernel: ``(G, O, I, *K)``, as the layer's own geometry reads it.
         geometry: the layer's own geometry.
         execution: where to compute.
@@ -64,12 +64,14 @@ class Problem:
     geometry: Geometry
     execution: Execution
 
-    def as_guessed(self) -> Problem:
-        """Return the problem with the normal form of the layer's own geometry, guesses and all.
+    def read_from(self, side: Side, holds_for: Scope) -> Problem:
+        """Return the problem as a bound of that side and scope reads it.
 
-        The loosest reading has the largest norm: what bounds that from below may lie above the layer's.
+        The loosest reading has the largest norm: what bounds that from below may lie above the layer's. So a lower
+        bound of any size gets the normal form of the layer's own geometry, guesses and all.
         """
-        if not self.geometry.guessed("stride", "groups", "dilation"):
+        leans = side == "lower" and holds_for == "any size"
+        if not leans or not self.geometry.guessed("stride", "groups", "dilation"):
             return self
         return replace(self, form=normal_form(self.kernel, self.geometry.stride, self.geometry.dilation))
 
@@ -196,9 +198,8 @@ def _value(entry: Entry, problem: Problem, exponent: int) -> float | Unavailable
     """
     if not problem.kernel.any():
         return 0.0
-    leans = entry.side == "lower" and entry.holds_for == "any size"
     try:
-        value = entry.compute(problem.as_guessed() if leans else problem)
+        value = entry.compute(problem.read_from(entry.side, entry.holds_for))
     except ContradictionError:
         raise
     except (ConvsvError, RuntimeError, MemoryError) as error:

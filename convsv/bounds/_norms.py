@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from convsv.golub_kahan import LanczosOptions, leading_singular_values
-from convsv.linalg import eigenpairs
+from convsv.linalg import leading_eigenvectors
 from convsv.rounding import DOUBLE, Precision, eigenvalue_upper, gamma
 
-__all__ = ["leading_rows", "norm_lower", "norm_upper", "short_side"]
+__all__ = ["DIRECT", "leading_rows", "norm_lower", "norm_upper", "short_side"]
 
-_DIRECT = 192
+DIRECT = 192
 """Rows up to which all eigenvalues of the Gram matrix cost less than a Lanczos iteration."""
 
 _UNDERFLOW = 1e-150
@@ -38,7 +38,7 @@ def norm_upper(matrices: Tensor) -> Tensor:
     """
     short = short_side(matrices)
     gram = short @ short.mT
-    estimate = None if short.shape[1] <= _DIRECT else _leading(short)[0].square()
+    estimate = None if short.shape[1] <= DIRECT else _leading(short)[0].square()
     frobenius = gram.diagonal(dim1=-2, dim2=-1).sum(-1) * (1 + 2 * gamma(short.shape[1] * short.shape[2] + 8))
     forming = Precision.of(short).inner(short.shape[2]) * frobenius
     return (eigenvalue_upper(gram, estimate) + forming).sqrt() * (1 + 8 * DOUBLE) + _UNDERFLOW
@@ -71,8 +71,9 @@ def norm_lower(matrices: Tensor) -> Tensor:
 def leading_rows(short: Tensor) -> Tensor:
     """Return near-leading left singular vectors ``(B, m)`` of matrices ``(B, m, n)`` with m <= n, as computed."""
     rows = short.shape[1]
-    vectors: Tensor = eigenpairs(short @ short.mT)[1][..., -1] if rows <= _DIRECT else _leading(short)[1]
-    return vectors
+    if rows == 1:
+        return torch.ones_like(short[..., 0])
+    return leading_eigenvectors(short @ short.mT) if rows <= DIRECT else _leading(short)[1]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ __all__ = [
     "singla2021_s",
     "singla2021_t",
     "singla2021_u",
+    "unfolded",
+    "unfolding_axes",
     "unfolding_bounds",
     "unfoldings",
 ]
@@ -45,6 +47,21 @@ def unfoldings(dims: int) -> dict[str, list[tuple[int, ...]]]:
     }
 
 
+def unfolding_axes(dims: int, rows: Sequence[int]) -> tuple[int, ...]:
+    """Return the order of a kernel's axes in an unfolding: the group, those of the rows, those of the columns.
+
+    Args:
+        dims: number of spatial axes.
+        rows: the spatial axes in the rows, counted from 0.
+    """
+    return (0, 1, *(axis + 3 for axis in rows), 2, *(axis + 3 for axis in range(dims) if axis not in rows))
+
+
+def unfolded(kernel: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return the kernel ``(G, O, I, *K)`` as matrices ``(G, m, n)``, with some spatial axes in the rows."""
+    return kernel.permute(unfolding_axes(kernel.ndim - 3, rows)).flatten(1, 1 + len(rows)).flatten(2)
+
+
 def unfolding_bounds(kernel: Tensor, axes: Sequence[int], norms: Callable[[Tensor], Tensor] = norm_upper) -> Tensor:
     """Return sqrt(prod K) times the norm of the kernel with some spatial axes in the rows, the others in the columns.
 
@@ -59,11 +76,7 @@ def unfolding_bounds(kernel: Tensor, axes: Sequence[int], norms: Callable[[Tenso
     Returns:
         ``(G,)``, upper bounds; certified where ``norms`` is.
     """
-    dims = kernel.ndim - 3
-    rows = [1, *(axis + 3 for axis in axes)]
-    columns = [2, *(axis + 3 for axis in range(dims) if axis not in axes)]
-    unfolded = kernel.permute(0, *rows, *columns).flatten(1, len(rows)).flatten(2)
-    return norms(unfolded) * above(math.sqrt(math.prod(kernel.shape[3:])), 3)
+    return norms(unfolded(kernel, axes)) * above(math.sqrt(math.prod(kernel.shape[3:])), 3)
 
 
 @bound(

@@ -11,8 +11,8 @@ distributed group. Arithmetic is float64 whatever autocast says; ``torch.compile
 
 from __future__ import annotations
 
-from convsv.differentiable._bound import DEFAULT, layer_bound, layer_bounds, norm_bound
-from convsv.differentiable._entries import GRADIENTS, WITHOUT_GRADIENT
+from convsv.differentiable._bound import layer_bound, layer_bounds, norm_bound
+from convsv.differentiable._entries import DEFAULT, GRADIENTS, WITHOUT_GRADIENT
 from convsv.differentiable._layers import geometry_of
 from convsv.differentiable.ball import NormBall, bounded
 from convsv.differentiable.clip import SpectralClip

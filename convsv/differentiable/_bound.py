@@ -5,45 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from convsv.at_size import any_size_copies
-from convsv.bounds import Problem, bounds_of
-from convsv.certificate import Budget, certify
-from convsv.differentiable._entries import GRADIENTS, NORM, WITHOUT_GRADIENT, Gradient
+from convsv.bounds import Problem
+from convsv.differentiable._certified import certified_value, execution_on, without_borders
+from convsv.differentiable._entries import DEFAULT, GRADIENTS, NORM, WITHOUT_GRADIENT, Gradient, Plain
 from convsv.differentiable._layers import canonical
 from convsv.differentiable._maximum import with_slopes
 from convsv.errors import GeometryError, UnavailableError, UsageError
-from convsv.execution import Execution
 from convsv.geometry import Geometry, resolve
-from convsv.layer import ConvLayer, loosest
-from convsv.results import Bound
+from convsv.layer import loosest
 from convsv.rounding import DOUBLE
 from convsv.symbol import normal_form
 
 __all__ = [
-    "BUDGET",
     "DEFAULT",
-    "certified_upper",
     "eager",
     "entry_of",
     "layer_bound",
     "layer_bounds",
     "norm_bound",
-    "without_borders",
 ]
 
-DEFAULT = "singla2021_t"
-"""The bound of a penalty unless told: above the norm by at most the root of the number of taps, and a small part of a
-training step."""
 _NEAR = 20
 """Powers of two by which the largest entry may differ from 1 without a need to scale."""
-BUDGET = Budget(evaluations=1_000_000, seconds=None)
-"""When to stop certifying: counted in evaluations alone, so that every rank of a group does the same."""
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -148,40 +136,6 @@ def layer_bound(kernel: Tensor, geometry: Geometry, bound: str = DEFAULT, *, cer
     return layer_bounds([(kernel, geometry)], bound, certified=certified)[0]
 
 
-def certified_upper(kernel: Tensor, geometry: Geometry, tol: float, execution: Execution) -> float:
-    """Return a certified upper bound of the layer's norm at every size.
-
-    Args:
-        kernel: ``(G, O, I, *K)`` float64.
-        geometry: complete but for the size, and meant: nothing in it is questioned.
-        tol: wanted relative width of the certified interval.
-        execution: where to compute.
-
-    Raises:
-        ComputationError: a weight is not finite.
-        ContradictionError: two certified statements exclude each other.
-
-    Guarantee:
-        Certified, as :func:`convsv.certificate.certify`.
-    """
-    without, copies = without_borders(geometry, tuple(kernel.shape[3:]))
-    form = normal_form(kernel.detach(), without.stride, without.dilation)
-    upper = certify(form, tol, execution=execution, budget=BUDGET).upper
-    return upper if copies == 1 else math.nextafter(upper * copies, math.inf)
-
-
-def without_borders(geometry: Geometry, kernel_size: tuple[int, ...]) -> tuple[Geometry, float]:
-    """Return a geometry whose size-free norm, times a factor, bounds the layer's with its own padding.
-
-    Args:
-        geometry: complete but for the size.
-        kernel_size: spatial taps.
-    """
-    circular = geometry.padding_mode == "circular"
-    plain = replace(geometry, stride=(1,) * geometry.dims) if circular else geometry
-    return plain, any_size_copies(geometry, kernel_size)
-
-
 def _complete(kernel: Tensor, geometry: Geometry | None) -> Geometry:
     """Return the geometry, or that of stride 1.
 
@@ -210,7 +164,7 @@ def _power_of_two(kernel: Tensor) -> float:
     Raises:
         UnavailableError: an entry is not finite.
     """
-    largest = float(torch.linalg.vector_norm(kernel.detach(), math.inf)) if kernel.numel() else 0.0
+    largest = max(abs(float(end)) for end in torch.aminmax(kernel.detach())) if kernel.numel() else 0.0
     if not math.isfinite(largest):
         raise UnavailableError("a weight is NaN or infinite")
     exponent = math.frexp(largest)[1]
@@ -222,20 +176,20 @@ def _together(entry: Gradient, layers: Sequence[tuple[Tensor, Geometry]], tol: f
     kernels = [kernel for kernel, _ in layers]
     wanted = torch.is_grad_enabled() and any(kernel.requires_grad for kernel in kernels)
     # A guess makes another layer of the kernel, to which the short cut does not apply.
-    direct = wanted and entry.direct is not None and not any(g.guessed("groups", "stride") for _, g in layers)
+    guessed = any(geometry.guessed("groups", "stride", "dilation") for _, geometry in layers)
+    direct = wanted and entry.direct is not None and not guessed
     with torch.autocast(kernels[0].device.type, enabled=False), torch.set_grad_enabled(wanted and not direct):
         if direct:
-            pairs = [_directly(entry, kernel, geometry) for kernel, geometry in layers]
-            values, slopes = [value for value, _ in pairs], tuple(slope for _, slope in pairs)
+            values, slopes = _directly(entry, layers)
         else:
             sources = [kernel.detach().to(torch.float64, copy=wanted).requires_grad_(wanted) for kernel in kernels]
             values = [_value(entry, source, g) for source, (_, g) in zip(sources, layers, strict=True)]
-            slopes = torch.autograd.grad(values, sources) if wanted else ()
-    found = [value.detach() for value in values]
+            slopes = list(torch.autograd.grad(values, sources)) if wanted else []
+    found = values if direct else [value.detach() for value in values]
     if tol is not None:
-        found = [torch.full_like(v, _certified(entry, k, g, tol)) for v, (k, g) in zip(found, layers, strict=True)]
+        found = [torch.full_like(v, certified_value(entry, k, g, tol)) for v, (k, g) in zip(found, layers, strict=True)]
     first = found[0].device
-    stacked = torch.stack([value.to(first) for value in found])
+    stacked = torch.stack([value if value.device == first else value.to(first) for value in found])
     return with_slopes(kernels, stacked, slopes) if wanted else stacked
 
 
@@ -246,51 +200,38 @@ def _value(entry: Gradient, kernel: Tensor, geometry: Geometry) -> Tensor:
         # A norm has no gradient at 0, and 0 is in its subdifferential.
         return (kernel * 0.0).sum()
     problem = _problem(kernel if scale == 1 else kernel / scale, geometry)
-    leans = entry.side == "lower" and entry.holds_for == "any size" and entry.name != NORM
-    value = entry.compute(problem.as_guessed() if leans else problem)
+    # The norm itself is approached from below, but is that of the loosest reading, as its certified upper end is.
+    value = entry.compute(problem if entry.name == NORM else problem.read_from(entry.side, entry.holds_for))
     return value if scale == 1 else value * scale
 
 
-def _directly(entry: Gradient, kernel: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Return the bound of a kernel and its gradient by the short cut, which there must be."""
+def _directly(entry: Gradient, layers: Sequence[tuple[Tensor, Geometry]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the bounds of kernels and their gradients by the short cut, which there must be."""
     assert entry.direct is not None
-    fixed = kernel.detach().to(torch.float64)
-    scale = _power_of_two(fixed)
-    if scale == 0:
-        return fixed.new_zeros(()), torch.zeros_like(fixed)
-    # Bounds are homogeneous: the gradient is that of the scaled kernel.
-    value, slope = entry.direct(_problem(fixed if scale == 1 else fixed / scale, geometry))
-    return value if scale == 1 else value * scale, slope.reshape(kernel.shape)
+    fixed = [(kernel.detach(), geometry) for kernel, geometry in layers]
+    scales = [_power_of_two(kernel) for kernel, _ in fixed]
+    plain = [_plain(kernel, g, scale) for (kernel, g), scale in zip(fixed, scales, strict=True) if scale]
+    found = iter(entry.direct(plain))
+    values, slopes = [], []
+    for (kernel, _), scale in zip(fixed, scales, strict=True):
+        if scale:
+            # Bounds are homogeneous: the gradient is that of the scaled kernel.
+            value, slope = next(found)
+        else:
+            # A norm has no gradient at 0, and 0 is in its subdifferential.
+            value, slope = kernel.new_zeros((), dtype=torch.float64), torch.zeros_like(kernel)
+        values.append(value if scale in (0, 1) else value * scale)
+        slopes.append(slope.reshape(kernel.shape))
+    return values, slopes
+
+
+def _plain(kernel: Tensor, geometry: Geometry, scale: float) -> Plain:
+    wide = canonical(kernel, geometry.groups)
+    dtype = torch.promote_types(kernel.dtype, torch.float32)
+    return Plain(wide if scale == 1 else wide / scale, geometry.stride, geometry.dilation, dtype)
 
 
 def _problem(kernel: Tensor, geometry: Geometry) -> Problem:
     loose = loosest(geometry)
     form = normal_form(canonical(kernel, loose.groups), loose.stride, loose.dilation)
-    return Problem(form, canonical(kernel, geometry.groups), geometry, _execution(str(kernel.device)))
-
-
-@lru_cache(maxsize=16)
-def _execution(device: str) -> Execution:
-    return Execution(device=device, jobs=1)
-
-
-def _certified(entry: Gradient, kernel: Tensor, geometry: Geometry, tol: float) -> float:
-    """Return the certified value of a bound.
-
-    Raises:
-        UnavailableError: this layer has none, or there is none of this name.
-    """
-    fixed = kernel.detach()
-    execution = _execution(str(kernel.device))
-    if entry.name == NORM:
-        loose = loosest(geometry)
-        form = normal_form(canonical(fixed, loose.groups), loose.stride, loose.dilation)
-        return certify(form, tol, execution=execution, budget=BUDGET).upper
-    stored = fixed.to("cpu", torch.float64).numpy()
-    layer = ConvLayer("kernel", "kernel", stored.shape, "float64", "OIK", geometry, lambda: stored)
-    found = bounds_of(layer, [entry.name], execution=execution)[entry.name]
-    if not isinstance(found, Bound):
-        raise UnavailableError(found.reason)
-    if found.guarantee != "certified":
-        raise UnavailableError("this bound is an estimate, and cannot be certified", found=entry.name)
-    return found.value
+    return Problem(form, canonical(kernel, geometry.groups), geometry, execution_on(str(kernel.device)))

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from convsv.bounds import BOUNDS, Problem, Scope
 from convsv.registry import Registry
 from convsv.results import Side
+from convsv.symbol import NormalForm, normal_extent, normal_form
 
-__all__ = ["GRADIENTS", "NORM", "WITHOUT_GRADIENT", "Compute", "Gradient", "gradient"]
+__all__ = ["DEFAULT", "GRADIENTS", "NORM", "WITHOUT_GRADIENT", "Compute", "Direct", "Gradient", "Plain", "gradient"]
 
 NORM = "norm"
 """The name of the size-free norm itself, beside those of the bounds."""
+
+DEFAULT = "singla2021_t"
+"""The bound of a penalty unless told: above the norm by at most the root of the number of taps, and a small part of a
+training step."""
 
 _ITERATE = (
     "what a few rounds of power iteration reach from a random start: the value moves with the start and the number of "
@@ -32,8 +38,37 @@ WITHOUT_GRADIENT: Mapping[str, str] = {
 
 Compute: TypeAlias = Callable[[Problem], Tensor]
 """Computes a bound of the scaled kernel as a scalar tensor, with a gradient in ``Problem.kernel`` and ``.form``."""
-Direct: TypeAlias = Callable[[Problem], tuple[Tensor, Tensor]]
-"""Computes a bound and its gradient in ``Problem.kernel`` at once, without a graph."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A layer in whose geometry nothing is a guess, for bounds of many layers together.
+
+    Attributes:
+        kernel: ``(G, O, I, *K)`` float64, scaled, nonzero, outside of any graph.
+        stride: one integer an axis.
+        dilation: one integer an axis.
+        dtype: to compute the gradient in, float64 or float32: the layer's weight has no more digits.
+    """
+
+    kernel: Tensor
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def form(self) -> NormalForm:
+        """The normal form."""
+        return normal_form(self.kernel, self.stride, self.dilation)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Taps of the normal form, an axis."""
+        return normal_extent(tuple(self.kernel.shape[3:]), self.stride, self.dilation)
+
+
+Direct: TypeAlias = Callable[[Sequence[Plain]], list[tuple[Tensor, Tensor]]]
+"""Computes a bound of each layer, and its gradient in the layer's kernel, without a graph: equal shapes together."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +80,7 @@ class Gradient:
         side: the side of the norm on which it lies; ``"norm"`` itself is approached from below.
         holds_for: the operators it is about, a key of :data:`convsv.bounds.SCOPES`.
         compute: does it.
-        direct: does it together with its gradient, in a fraction of the time.
+        direct: does it for many layers, together with the gradients, in a fraction of the time.
     """
 
     name: str

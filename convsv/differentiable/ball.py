@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from convsv.differentiable._bound import eager, entry_of, layer_bound, without_borders
+from convsv.differentiable._bound import eager, entry_of, layer_bound
+from convsv.differentiable._certified import without_borders
 from convsv.differentiable._entries import NORM
 from convsv.differentiable._layers import geometry_of
 from convsv.errors import UsageError

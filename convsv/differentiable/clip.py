@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from convsv.clipping import ClipOptions, Kernel, clip_layer
-from convsv.differentiable._bound import certified_upper, eager, without_borders
+from convsv.differentiable._bound import eager
+from convsv.differentiable._certified import certified_upper, shown_within, without_borders
 from convsv.differentiable._layers import ModuleLayer, canonical, convolutions
 from convsv.errors import ComputationError, UsageError, error_context
 from convsv.execution import Execution
@@ -144,6 +145,9 @@ class SpectralClip:
             ComputationError: the parametrisation does not take the weight, or rounding does not let it.
         """
         weight, geometry = layer.weight.detach(), layer.geometry
+        shown = shown_within(weight, geometry, self.max_norm)
+        if shown is not None:
+            return shown, False
         execution = Execution(device=str(weight.device), jobs=1)
         before = certified_upper(canonical(weight, geometry.groups), geometry, _WIDTH, execution)
         if before <= self.max_norm:

@@ -8,7 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from convsv.differentiable._bound import DEFAULT, eager, entry_of, layer_bounds
+from convsv.differentiable._bound import eager, entry_of, layer_bounds
+from convsv.differentiable._entries import DEFAULT
 from convsv.differentiable._layers import convolutions
 
 __all__ = ["spectral_penalty"]
