@@ -73,7 +73,7 @@ class Server:
 
     def __init__(self, name: str, heads: bytes) -> None:
         self._name = name
-        self._heads = iter([head + END for head in heads.split(END) if head])
+        self._heads = iter(split(heads))
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
 
@@ -114,12 +114,23 @@ class Server:
         return True
 
 
+def split(conversation: bytes) -> list[bytes]:
+    """Return the heads: each ends with an empty line, as a client looks for one, so that what follows is the body."""
+    heads, head = [], b""
+    for line in io.BytesIO(conversation):
+        head += line
+        if head != line in (b"\r\n", b"\n"):
+            heads.append(head)
+            head = b""
+    return [*heads, head + (b"\r\n" if head.endswith(b"\n") else END)] if head else heads
+
+
 def answer(name: str, head: bytes) -> tuple[bytes, bool]:
     """Return the body that a head stands for, and whether more may follow: a client that waits is tested elsewhere."""
     from urllib3 import HTTPHeaderDict
 
     try:
-        headers = HTTPHeaderDict(parse_headers(io.BytesIO(head.partition(b"\r\n")[2])).items())
+        headers = HTTPHeaderDict(parse_headers(io.BytesIO(head.partition(b"\n")[2])).items())
     except HTTPException:
         headers = HTTPHeaderDict()
     whole = content(name, headers.get("ETag") or headers.get("Last-Modified") or "")
