@@ -51,7 +51,7 @@ def _is_input(path: Path) -> bool:
 
 def _judge_batch(paths: list[Path], known: list[Path], room: Path) -> None:
     options = ("--no-cache", "--size", "6", "--tol", "1", "--format", "json", "--quiet")
-    ended = watched(room, room / "log", "analyze", *options, "--", *paths)
+    ended = watched(room, room / "log", "analyze", *options, "--", *paths, files=len(paths))
     assert ended.code in (0, 3), ended.err
     assert bool(ended.errors) == (ended.code == 3)
     assert ended.err.splitlines() == ended.errors

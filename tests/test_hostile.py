@@ -266,7 +266,9 @@ def test_hostile_files_do_not_keep_others_from_being_analysed(convsv: Callable[.
         paths.append(make(tmp_path / f"{number}" / "m.pt"))
     good = tmp_path / "good.safetensors"
     save_file({"conv.weight": FULL_VIEW}, good)
-    ended = convsv("analyze", *paths[::2], good, *paths[1::2], "--format", "json", "--size", "8", "--quiet")
+    ended = convsv(
+        "analyze", *paths[::2], good, *paths[1::2], "--format", "json", "--size", "8", "--quiet", files=len(paths)
+    )
     assert ended.code == 3
     assert len(ended.errors) == len(paths)
     checkpoints = json.loads(ended.out)["checkpoints"]
@@ -448,7 +450,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / dash.name).hardlink_to(dash)
     paths["a leading dash"] = Path(dash.name)
     options = ("--size", "5", "--method", "circulant", "--no-cache", "--format", "json")
-    ended = watched(folder, folder / "log", "analyze", *options, "--", *paths.values())
+    ended = watched(folder, folder / "log", "analyze", *options, "--", *paths.values(), files=len(paths))
     assert ended.code == 0, ended.err
     assert not ended.errors
     assert not ended.written

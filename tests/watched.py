@@ -3,7 +3,8 @@
 The system ends a process that takes more processor time than ``SECONDS``, and gives it at most ``BYTES`` of address
 space. LOG gets a JSON object: the files that were opened, changed or looked for by name, the modules that were
 imported, and the programs that were started, by what Python's audit hooks tell, which see every part of Python. What
-happens inside the folder of the cache is left out.
+happens inside the folder of the cache is left out. Besides, the processor time that the programs took which it started
+and waited for, of which each has a limit of its own, and the most memory that one of them held.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def main(log: str, seconds: str, size: str, *arguments: str) -> None:
 
         convsv()
     finally:
-        told = json.dumps(seen)
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        unit = 1 if sys.platform == "darwin" else 1024
+        used = {"children": children.ru_utime + children.ru_stime, "largest": children.ru_maxrss * unit}
+        told = json.dumps({**seen, **used})
         Path(log).write_text(told)
 
 

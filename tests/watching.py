@@ -19,7 +19,12 @@ CHILDREN = ("_hdf5_child.py", "_onnx_child.py")
 
 @dataclass
 class Ended:
-    """How a run ended, and what it did."""
+    """How a run ended, and what it did.
+
+    Attributes:
+        children: processor time of the programs that it started, in seconds.
+        largest: bytes of memory that the largest of them held.
+    """
 
     code: int
     out: str
@@ -30,6 +35,8 @@ class Ended:
     programs: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    children: float = 0.0
+    largest: int = 0
 
     @property
     def errors(self) -> list[str]:
@@ -45,8 +52,15 @@ class Ended:
         assert "stranger" not in self.imported
 
 
-def watched(room: Path, log: Path, *arguments: str | Path) -> Ended:
-    """Run the program in a folder, within the limits."""
+def watched(room: Path, log: Path, *arguments: str | Path, files: int = 1) -> Ended:
+    """Run the program in a folder, within the limits.
+
+    Args:
+        room: the folder.
+        log: a file to tell what it did.
+        arguments: of the program.
+        files: how many files it reads: the programs that it starts may take the time of one for each.
+    """
     command = [sys.executable, str(WATCHED), str(log), str(SECONDS), str(MEMORY), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # Far more than the limit of processor time: only for what waits for ever.
@@ -59,4 +73,7 @@ def watched(room: Path, log: Path, *arguments: str | Path) -> Ended:
     assert "weights_only" not in done.stdout + done.stderr
     assert "Warning" not in done.stderr
     assert all(line.isprintable() for line in done.stderr.splitlines()), done.stderr
-    return Ended(done.returncode, done.stdout, done.stderr, **json.loads(log.read_text()))
+    ended = Ended(done.returncode, done.stdout, done.stderr, **json.loads(log.read_text()))
+    assert ended.children <= SECONDS * files, "the programs that it started took more processor time than one file may"
+    assert ended.largest <= MEMORY
+    return ended
