@@ -24,6 +24,7 @@ HOSTILE_NAMES = {
     "at": "@SUM(1)",
     "tab formula": "\t=1",
     "return formula": "\r=1",
+    "line formula": "\n=1",
     "apostrophe": "'quoted",
     "apostrophe and quote": "'\"x",
     "quotes and commas": 'a "b", c;d',

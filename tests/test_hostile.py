@@ -6,6 +6,7 @@ gives 2 GiB of address space, and in which every opening of a file, every import
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import json
@@ -324,6 +325,67 @@ def test_every_convolution_that_is_left_out_is_in_the_report_and_on_standard_err
         assert f"for {name}:" in ended.err or f"{name}, " in ended.err or f", {name}" in ended.err, ended.err
 
 
+def odd_safetensors(path: Path) -> tuple[Path, set[str]]:
+    odd = {"nan": FULL_VIEW * np.nan, "infinite": FULL_VIEW * np.inf, "nothing": FULL_VIEW[:0], "good": FULL_VIEW}
+    save_file({f"{name}.weight": value for name, value in odd.items()}, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name, dtype, size in (("coarse", "F4", 54), ("whole", "I8", 108)):
+        begin = len(data) - 8 - length
+        header[f"{name}.weight"] = {"dtype": dtype, "shape": [4, 3, 3, 3], "data_offsets": [begin, begin + size]}
+        data += bytes(size)
+    safetensors(path, header, 0)
+    with path.open("ab") as file:
+        file.write(data[8 + length :])
+    return path, {"nan", "infinite", "nothing", "coarse", "whole"}
+
+
+def odd_keras(path: Path) -> tuple[Path, set[str]]:
+    with h5py.File(path, "w") as file:
+        values = {"nan": FULL_VIEW * np.nan, "infinite": FULL_VIEW * np.inf, "whole": FULL_VIEW.astype("i1")}
+        for name, value in {**values, "good": FULL_VIEW}.items():
+            file[f"{name}/kernel:0"] = value
+        file.create_dataset("scaled/kernel:0", data=FULL_VIEW, chunks=True, scaleoffset=2)
+        file["records/kernel:0"] = np.ones((4, 3, 3, 3), [("re", "f4"), ("im", "f4"), ("name", "S3")])
+        file.create_dataset("never written/kernel:0", (3, 3, 4, 4), "f4", chunks=(1, 1, 1, 1))
+    return path, {"nan", "infinite", "whole", "scaled", "records"}
+
+
+def odd_onnx(path: Path) -> tuple[Path, set[str]]:
+    onnx = pytest.importorskip("onnx")
+    values = {"nan": FULL_VIEW * np.nan, "infinite": FULL_VIEW * np.inf, "good": FULL_VIEW, "flat": FULL_VIEW[..., 0]}
+    names = [*values, "computed", "missing", "given"]
+    kernels = [onnx.numpy_helper.from_array(np.float32(v), name) for name, v in values.items()]
+    nodes = [onnx.helper.make_node("Conv", ["x", name], [f"y of {name}"], name=name) for name in names]
+    nodes.insert(0, onnx.helper.make_node("Sigmoid", ["x"], ["computed"]))
+    inputs = [onnx.helper.make_tensor_value_info(name, 1, None) for name in ("x", "given")]
+    outputs = [onnx.helper.make_tensor_value_info(f"y of {name}", 1, None) for name in names]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, kernels)
+    path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    return path, {"nan", "infinite", "computed", "missing", "given"}
+
+
+@pytest.mark.parametrize("make", [odd_safetensors, odd_keras, odd_onnx])
+def test_in_every_format_what_is_left_out_is_in_the_report_and_on_standard_error(
+    make: Callable[[Path], tuple[Path, set[str]]], convsv: Callable[..., Ended], tmp_path: Path
+) -> None:
+    path, odd = make(tmp_path / "m")
+    ended = convsv("analyze", path, "--format", "json")
+    assert ended.code == 0, ended.err
+    (checkpoint,) = json.loads(ended.out)["checkpoints"]
+    layers = {layer["name"]: layer for layer in checkpoint["layers"]}
+    assert layers["good"]["norm"]["lower"] > 0
+    for name in sorted(odd):
+        told = re.compile(rf"(^|[\s,.:'/]){re.escape(name)}($|[\s,.:'/;])", re.MULTILINE)
+        assert told.search(ended.err), (name, ended.err)
+        if name in layers:
+            assert layers[name]["norm"] is None
+            assert layers[name]["unavailable"]["norm"]
+        else:
+            assert any(told.search(problem) for problem in checkpoint["problems"]), (name, checkpoint["problems"])
+
+
 def test_a_layer_over_the_memory_budget_is_unavailable_and_its_file_is_not_even_hashed(
     convsv: Callable[..., Ended], tmp_path: Path
 ) -> None:
@@ -498,6 +560,27 @@ def test_hostile_names_come_through_every_format(convsv: Callable[..., Ended], t
     assert sorted(weights) == sorted(f"{name}.weight" for name in names)
     for cell in (cell for line in outputs[3].read_text().splitlines() for cell in line.split("\t")):
         assert not cell.startswith(("=", "+", "-", "@"))
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "=cmd|' /C calc'!A", "-2+3+", "@SUM(1)*"])
+def test_what_a_spreadsheet_would_take_for_a_formula_gets_an_apostrophe(
+    start: str, convsv: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """The documented policy, in what the program writes; JSON needs none."""
+    name = f"{start}conv"
+    path = safetensors(tmp_path / "m.safetensors", {f"{name}.weight": entry([1, 1, 3, 3], 36)}, 36)
+    outputs = {suffix: tmp_path / f"r.{suffix}" for suffix in ("csv", "tsv", "json")}
+    ended = convsv("analyze", path, "--quiet", *(f"-o{output}" for output in outputs.values()))
+    assert ended.code == 0, ended.err
+    with outputs["csv"].open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["name"], row["weight"]) == (f"'{name}", f"'{name}.weight")
+    header, line = outputs["tsv"].read_text(encoding="utf-8").split("\n")[:2]
+    cells = dict(zip(header.split("\t"), line.split("\t"), strict=True))
+    assert cells["name"].startswith(("'", "\\t", "\\r", "\\n"))
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) for cell in (*row.values(), *cells.values()))
+    (layer,) = json.loads(outputs["json"].read_text(encoding="utf-8"))["checkpoints"][0]["layers"]
+    assert (layer["name"], layer["weight"]) == (name, f"{name}.weight")
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers

@@ -18,7 +18,7 @@ format (bidirectional marks and overrides, zero-width), lone surrogates, line an
 
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _LONG = {"t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
 _NOT_IN_CSV = re.compile("[\0\ud800-\udfff]")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([tnr\\]))")
 
@@ -66,8 +66,8 @@ def _unescaped(match: re.Match[str]) -> str:
 def to_csv(text: str) -> str:
     """Return ``text`` as the content of a CSV cell (the csv module does the quoting): formulas disarmed.
 
-    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab, a carriage return or an apostrophe gets an apostrophe
-    before it, because spreadsheets run such cells as formulas. A text that no CSV file can hold (NUL, lone
+    A text that begins with ``=``, ``+``, ``-``, ``@``, a tab, a line end or an apostrophe gets an apostrophe before it,
+    because spreadsheets run such cells as formulas. A text that no CSV file can hold (NUL, lone
     surrogates) is written as an apostrophe and a JSON string. All other text is written as it is.
     :func:`from_csv` undoes it.
     """
