@@ -56,12 +56,15 @@ class Execution:
         dtype: ``float64`` or ``float32``.
         memory: budget in bytes for what is in work at one time.
         jobs: threads; None for one a CPU that this process may use.
+        sharers: processes that work within the budget at one time. What is computed, and how, is decided by the whole
+            budget, so that no result depends on them; what each holds at one time is cut to its share.
     """
 
     device: str = "auto"
     dtype: str = "float64"
     memory: int = 1 << 30
     jobs: int | None = None
+    sharers: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be used.
@@ -103,7 +106,7 @@ class Execution:
             count: number of items.
             bytes_each: peak memory of the work on one item.
         """
-        share = self.memory // (2 * self.threads)
+        share = self.memory // (2 * self.threads * self.sharers)
         if self.torch_device.type == "cpu":
             even = max(-(-count // _SHARES) * bytes_each, _SMALLEST_CHUNK)
             share = min(share, _LARGEST_CHUNK, even)

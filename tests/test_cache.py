@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 from convsv.cli import app
 from convsv.errors import CorruptCheckpointError
+from convsv.scheduling.batch import Batch, Outcome, carry_out
 
 PROGRAM = Path(__file__).with_name("killed.py")
 NOTE = re.compile(r"^note: \d+ layers? known from an earlier call; --no-cache computes anew\n", re.MULTILINE)
@@ -348,3 +350,57 @@ def test_killed_at_random_moments_the_resumed_report_is_that_of_an_undisturbed_c
     wanted = (tmp_path / "wanted.json").read_bytes()
     assert (tmp_path / "out.json").read_bytes() == wanted
     assert (tmp_path / "again.json").read_bytes() == wanted
+
+
+class Here:
+    """A pool of two workers that compute in this process."""
+
+    slots = 2
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def submit(self, batch: Batch) -> Future[list[Outcome]]:
+        future: Future[list[Outcome]] = Future()
+        future.set_result(carry_out(batch))
+        return future
+
+    def restart(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def rows_of(result: Any) -> list[Any]:
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    return [{**row, "checkpoint": None} for row in rows if "name" in row]
+
+
+def test_what_processes_computed_is_known_and_starts_none(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(model, "again.safetensors")
+    options = ["--method", "circulant", "--size", "8", "--device", "cpu", "--format", "jsonl"]
+    wanted = rows_of(convsv("analyze", str(model), *options, "--jobs", "1", "--no-cache"))
+    monkeypatch.setattr("convsv.scheduling.choice.Spreader._pays", lambda self, *costs: True)
+    monkeypatch.setattr("convsv.scheduling.choice.ProcessPool", Here)
+    assert rows_of(convsv("analyze", str(model), *options, "--jobs", "2")) == wanted
+    forbid(monkeypatch, "convsv.analysis.analyze_layer", "convsv.scheduling.choice.ProcessPool")
+    second = convsv("analyze", "again.safetensors", *options, "--jobs", "2")
+    assert (rows_of(second), known(second)) == (wanted, len(wanted))
+    alone = convsv("analyze", "again.safetensors", *options, "--jobs", "1")
+    assert (rows_of(alone), known(alone)) == (wanted, len(wanted))
+
+
+@pytest.mark.slow
+def test_what_a_cluster_computed_is_known(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed")
+    shutil.copy(model, "again.safetensors")
+    options = ["--method", "circulant", "--size", "8", "--device", "cpu", "--format", "jsonl"]
+    wanted = rows_of(convsv("analyze", str(model), *options, "--jobs", "1", "--no-cache"))
+    assert rows_of(convsv("analyze", str(model), *options, "--dask", "local:1")) == wanted
+    monkeypatch.setattr("convsv.scheduling.cluster.ClusterPool.submit", lambda self, batch: pytest.fail("a task"))
+    for name in (str(model), "again.safetensors"):
+        second = convsv("analyze", name, *options, "--dask", "local:1")
+        assert (rows_of(second), known(second)) == (wanted, len(wanted))
+    here = convsv("analyze", str(model), *options)
+    assert (rows_of(here), known(here)) == (wanted, len(wanted))

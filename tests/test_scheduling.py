@@ -179,3 +179,39 @@ def test_what_exceeds_the_share_of_a_process_is_done_here(tmp_path: Path, monkey
     begun = len(pool.begun)
     assert len(spread(spreader, large)) == 2
     assert len(pool.begun) == begun
+
+
+def test_the_share_of_a_process_decides_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With half of this budget not all values fit, and the exact spectrum would be that of the leading ones.
+    pool = Obedient()
+    monkeypatch.setattr("convsv.scheduling.choice.ProcessPool", lambda workers: pool)
+    path = weights(tmp_path / "a.safetensors", 1)
+    execution = Execution("cpu", jobs=1, memory=12 << 20)
+    options = AnalysisOptions(methods=("exact",), tol=0.5, execution=execution)
+    (layer,) = layers_in(path)
+    whole = next(analyze([layer], options))
+    assert next(analyze([layer], replace(options, execution=replace(execution, memory=6 << 20)))) != whole
+    found = spread(Spreader(analyze, replace(options, execution=replace(execution, jobs=2)), 10_000), path)
+    assert pool.begun == [layer.name]
+    assert found == [whole]
+
+
+def test_sharers_hold_their_share_at_one_time() -> None:
+    for count, each in ((10, 1 << 20), (1000, 100_000), (7, 1 << 28)):
+        for execution in (
+            Execution("cpu", jobs=1, memory=1 << 24, sharers=4),
+            Execution("cpu", jobs=2, memory=1 << 26),
+        ):
+            share = execution.memory // (execution.threads * execution.sharers)
+            parts = execution.chunks(count, each)
+            assert parts[0][0] == 0
+            assert parts[-1][1] == count
+            assert all((stop - start) * each <= share or stop - start == 1 for start, stop in parts)
+
+
+def test_what_is_known_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsv.scheduling.choice.ProcessPool", lambda workers: pytest.fail("a process"))
+    spreader = Spreader(analyze, threads(2), 10_000)
+    spreader.consider(layers_in(weights(tmp_path / "a.safetensors")))
+    assert list(spreader(iter(()))) == []
+    assert spreader.ahead() == 0

@@ -25,7 +25,7 @@ __all__ = ["Computation", "digest", "layer_key"]
 
 _SCHEMA = 2
 """Of what is kept; another number makes all that was kept before foreign."""
-_INDIFFERENT = ("jobs", "device")
+_INDIFFERENT = ("jobs", "device", "sharers")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
 _ELSEWHERE = ("cli", "reports", "cache")
 """Parts of this program that no result depends on; the schema speaks for the last."""

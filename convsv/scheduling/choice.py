@@ -74,15 +74,15 @@ class Spreader:
             return
         costs = [self._cost(layer) for layer in layers]
         fits = max((cost.memory for cost in costs), default=0) <= self._share
-        if self._dispatcher is None and fits and self._pays(layers, costs):
-            self._start()
-        self._by_pool = fits and self._dispatcher is not None
+        self._by_pool = fits and (self._dispatcher is not None or self._pays(layers, costs))
 
     def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         """Return reports in the order of the layers; processes begin at once, threads when they are asked for."""
-        if self._dispatcher is None:
-            return self._analyze(layers, self._options)
-        return self._dispatcher(layers) if self._by_pool else self._here(self._dispatcher, layers)
+        if self._by_pool:
+            # What is known is looked up here, before a process is started for it.
+            chosen = list(layers)
+            return self._dispatched(chosen) if chosen else iter(())
+        return self._here(self._dispatcher, layers) if self._dispatcher else self._analyze(layers, self._options)
 
     def ahead(self) -> int:
         """Return how many checkpoints are worth beginning before the one in hand is finished."""
@@ -113,11 +113,15 @@ class Spreader:
         by_threads = times * sum(s / (1 + (self._jobs - 1) * s / (s + _GRAIN)) for s in seconds)
         return by_processes < _WORTH * by_threads
 
-    def _start(self) -> None:
-        execution = replace(self._options.execution, jobs=1, memory=max(self._share, 1 << 20), device="cpu")
+    def _dispatched(self, layers: Sequence[ConvLayer]) -> Iterator[LayerReport]:
+        self._dispatcher = self._dispatcher or self._started()
+        return self._dispatcher(layers)
+
+    def _started(self) -> Dispatcher:
+        execution = replace(self._options.execution, jobs=1, sharers=self._jobs, device="cpu")
         self._pool = ProcessPool(self._jobs)
         options = replace(self._options, execution=execution)
-        self._dispatcher = Dispatcher(self._pool, options, lambda layer: self._cost(layer).seconds, cutter=self._cutter)
+        return Dispatcher(self._pool, options, lambda layer: self._cost(layer).seconds, cutter=self._cutter)
 
     def _here(self, dispatcher: Dispatcher, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
         """Compute in this process, while no other is at work."""

@@ -92,7 +92,13 @@ class ClusterPool:
             if address.startswith(_LOCAL):
                 workers = int(address.removeprefix(_LOCAL))
                 self._cluster = distributed.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, memory_limit=None, dashboard_address=None, silence_logs=50
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    memory_limit=None,
+                    # Any free port: at the usual one another cluster of this machine may listen.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    silence_logs=50,
                 )
                 return distributed.Client(self._cluster, set_as_default=False)
             return distributed.Client(address, set_as_default=False, timeout=_PATIENCE)
