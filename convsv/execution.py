@@ -12,12 +12,12 @@ import ctypes
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from threading import Lock
+from threading import Lock, local
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -126,7 +126,11 @@ class Execution:
             if self.threads == 1:
                 yield from map(function, items)
                 return
-            with ThreadPoolExecutor(self.threads) as pool:
+            if not getattr(_HERE, "is_working", False):
+                yield from _in_order(_lasting_pool(self.threads), function, items, ahead=2 * self.threads)
+                return
+            # Within a thread of the pool that lasts, which would wait for itself.
+            with _new_pool(self.threads) as pool:
                 yield from _in_order(pool, function, items, ahead=2 * self.threads)
 
     def map_chunks(
@@ -296,6 +300,21 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+_HERE = local()
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+"""Pools by their number of threads: small layers ask for one so often that starting it would take longer than they."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOLS.clear)  # threads do not come along
+
+
+def _lasting_pool(threads: int) -> ThreadPoolExecutor:
+    return _POOLS.get(threads) or _POOLS.setdefault(threads, _new_pool(threads))
+
+
+def _new_pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, initializer=lambda: setattr(_HERE, "is_working", True))
+
+
 def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
     waiting: deque[Future[R]] = deque()
     try:
@@ -307,8 +326,7 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Itera
             yield waiting.popleft().result()
     finally:
         # Reached early when the caller stops or an item fails: what has not started must not start.
-        for future in waiting:
-            future.cancel()
+        wait([future for future in waiting if not future.cancel()])
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")

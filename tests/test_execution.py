@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,3 +247,49 @@ def test_large_blocks_go_back_to_the_system() -> None:
     held, kept = map(int, printed.split())
     assert held > 100
     assert kept < 40
+
+
+def test_threads_last_from_one_call_to_the_next() -> None:
+    two = Execution("cpu", jobs=2)
+    names = {name for _ in range(5) for name in two.map(lambda _: threading.current_thread().name, range(8))}
+    assert len(names) <= 2
+
+
+def test_work_that_spreads_work_does_not_wait_for_itself() -> None:
+    two = Execution("cpu", jobs=2)
+
+    def inner(i: int) -> int:
+        return sum(two.map(lambda j: sum(two.map(lambda k: k, range(j))), range(i)))
+
+    assert list(two.map(inner, range(6))) == [sum(j * (j - 1) // 2 for j in range(i)) for i in range(6)]
+
+
+def test_nothing_runs_on_once_the_caller_stopped() -> None:
+    begun, ended = [], []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        time.sleep(0.02)
+        ended.append(i)
+        return i
+
+    results = Execution("cpu", jobs=2).map(work, range(100))
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_child_has_threads_of_its_own() -> None:
+    program = """
+import os, sys
+from convsv.execution import Execution
+two = Execution("cpu", jobs=2)
+assert list(two.map(abs, range(9))) == list(range(9))
+child = os.fork()
+if not child:
+    os._exit(0 if list(two.map(abs, range(9))) == list(range(9)) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -40,7 +40,7 @@ def encoded(value: object) -> bytes:
         TypeError: it holds something else.
         ValueError: it holds itself.
     """
-    return json.dumps(value, default=_plain, separators=(",", ":")).encode("ascii")
+    return _WRITER.encode(value).encode("ascii")
 
 
 def _plain(value: object) -> Any:
@@ -51,6 +51,9 @@ def _plain(value: object) -> Any:
     if isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1:
         return {_ARRAY: base64.b64encode(value.astype("<f8").tobytes()).decode("ascii")}
     raise TypeError(f"{type(value).__name__} is not kept")
+
+
+_WRITER = json.JSONEncoder(default=_plain, separators=(",", ":"))
 
 
 def decoded(kind: type[T], text: bytes) -> T:

@@ -26,6 +26,7 @@ __all__ = ["Folder", "Memory", "Usage"]
 _MAGIC = b"convsv cache 1 "
 _HEAD = len(_MAGIC) + 64 + 1
 _BLOCK = 4096
+_MOST_AT_ONCE = 1 << 24
 _NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HALF_WRITTEN = "part-"
 _TAG = "CACHEDIR.TAG"
@@ -67,6 +68,7 @@ class Folder:
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self.limit = path, limit
+        self._folder = str(path)
         self.trouble: str | None = None
         self._ledger: int | None = None
         if limit <= 0:
@@ -100,7 +102,7 @@ class Folder:
         if self.trouble or len(body) > self.limit // _SHARE:
             return
         place = self._place(key)
-        temporary = self.path / f"{_HALF_WRITTEN}{secrets.token_hex(8)}"
+        temporary = f"{self._folder}/{_HALF_WRITTEN}{secrets.token_hex(8)}"
         try:
             self._set_up()
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -169,8 +171,9 @@ class Folder:
 
     # ----------------------------------------------------------------------------------------------------------- places
 
-    def _place(self, key: str) -> Path:
-        return self.path / key[:2] / key
+    def _place(self, key: str) -> str:
+        # Text, here and in what follows: a Path costs more than the system calls on it.
+        return f"{self._folder}/{key[:2]}/{key}"
 
     def _set_up(self) -> None:
         if self._ledger is not None:
@@ -183,9 +186,9 @@ class Folder:
         if not tag.exists():
             tag.write_bytes(_TAG_TEXT)
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, path: str | Path) -> None:
         with suppress(OSError):
-            path.unlink()
+            os.unlink(path)
 
     def _groups(self) -> Iterator[Path]:
         for entry in _listed(self.path):
@@ -258,7 +261,7 @@ def _head(key: str, body: bytes) -> bytes:
     return _MAGIC + whole.hexdigest().encode("ascii") + b"\n"
 
 
-def _read(path: Path, limit: int) -> tuple[bytes, float]:
+def _read(path: str, limit: int) -> tuple[bytes, float]:
     """Return the content of a regular file and the time of its last use.
 
     Raises:
@@ -271,22 +274,30 @@ def _read(path: Path, limit: int) -> tuple[bytes, float]:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             raise ValueError("no entry")
-        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.read(limit + 1) or b"", status.st_mtime
+        return _whole(descriptor, limit + 1), status.st_mtime
     finally:
         os.close(descriptor)
 
 
-def _named(temporary: Path, place: Path) -> bool:
+def _whole(descriptor: int, limit: int) -> bytes:
+    """Return what a file holds, up to so many bytes."""
+    parts, size = [os.read(descriptor, min(limit, _BLOCK))], 0
+    while parts[-1] and (size := size + len(parts[-1])) < limit:
+        parts.append(os.read(descriptor, min(limit - size, _MOST_AT_ONCE)))
+    return b"".join(parts)
+
+
+def _named(temporary: str, place: str) -> bool:
     """Give an entry its name; return whether it has it: not where the folder is being cleared meanwhile."""
     for _ in range(_TRIES):
         try:
-            temporary.replace(place)
+            os.replace(temporary, place)
         except FileNotFoundError:
-            if not temporary.exists():
+            if not os.path.exists(temporary):
                 return False
             # The first of its group, or somebody has just deleted the empty group.
-            place.parent.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(place), mode=0o700)
         else:
             return True
     return False

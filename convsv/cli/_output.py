@@ -264,6 +264,8 @@ class Outputs:
 
 def without_values(layer: LayerReport) -> LayerReport:
     """Return a layer's report without whole spectra."""
+    if not layer.results:
+        return layer
     results = {
         method: result.without_whole_values() if isinstance(result, Spectrum) else result
         for method, result in layer.results.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -165,6 +166,8 @@ class Run:
         """Report on every checkpoint; return whether an interrupt ended it early."""
         if not outputs.rows_on_terminal:
             self._screen.start()
+        # The libraries that are loaded by now are not searched for garbage again and again.
+        gc.freeze()
         try:
             self._each(paths, partial(self._discover, sources), analyst, outputs)
         except (KeyboardInterrupt, AbandonedError) as error:
@@ -174,6 +177,7 @@ class Run:
             self._codes.append(exit_code(error))
             return True
         finally:
+            gc.unfreeze()
             self._screen.stop()
         return False
 

@@ -127,6 +127,10 @@ def checkpoint_object(checkpoint: CheckpointReport) -> Object:
     return {"path": checkpoint.path, "format": checkpoint.format, "sha256": checkpoint.sha256}
 
 
+_WORDS = frozenset(("name", "weight", "kind", "shape", "dtype", "geometry", "unavailable", "failures"))
+"""What of a layer holds no floating-point number."""
+
+
 def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     """Return one layer. A number that is not finite becomes None, and a note says which and what it was."""
     results: Object = {}
@@ -158,7 +162,7 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     if layer.check is not None:
         record["check"] = _check(layer.check)
     lost: list[str] = []
-    if not _is_finite(record):
+    if not all(_is_finite(value) for key, value in record.items() if key not in _WORDS):
         record = {key: _finite(value, key, lost) for key, value in record.items()}
     record["notes"] = [*layer.notes, *lost]
     return record

@@ -42,7 +42,11 @@ __all__ = ["BOUND_COLUMNS", "columns", "flat_change", "flat_layers", "flat_summa
 
 def _json(value: Any, indent: int | None = None) -> str:
     # ASCII only: valid UTF-8 whatever the names hold. DEL is the one control character JSON leaves alone.
-    return json.dumps(value, indent=indent, allow_nan=False).replace("\x7f", "\\u007f") + "\n"
+    text = _LINE.encode(value) if indent is None else json.dumps(value, indent=indent, allow_nan=False)
+    return text.replace("\x7f", "\\u007f") + "\n"
+
+
+_LINE = json.JSONEncoder(allow_nan=False)
 
 
 class _Json:
