@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -15,10 +16,14 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
 
 import remote
+import seeds
+import zygote
 from limits import limited
 from mutation import mutated, operations
 from targets import TARGETS, judge_report
 
+from convsv.checkpoints import RegularFile, _child, _hdf5
+from convsv.errors import CorruptCheckpointError
 from convsv.results import CheckpointReport, Report
 from reportcases import layer
 
@@ -64,6 +69,29 @@ def test_a_damaged_file_ends_in_our_own_error_or_in_tensors(name: str, place: Ca
 def test_a_conversation_that_nobody_changed_is_read(file: str, way: str) -> None:
     pytest.importorskip("urllib3")
     assert remote.attack(file, remote.conversation(file, way), lambda _: None) == len(remote.KERNELS)
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="the system does not tell limits")
+def test_a_forked_child_is_confined_like_one_that_was_started(tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_bytes(seeds.hdf5())
+    file = RegularFile(tmp_path / "m.h5")
+
+    def seen() -> tuple[object, list[str], list[str], str]:
+        worker = _hdf5.Worker(file, 0, file.size)
+        answer = worker.ask_json({"do": "index"})
+        assert worker._process is not None
+        process = Path(f"/proc/{worker._process.pid}")
+        # Processor time is counted from what the imports took.
+        limits = [row for row in (process / "limits").read_text().splitlines() if not row.startswith("Max cpu")]
+        opened = sorted(descriptor.name for descriptor in (process / "fd").iterdir())
+        worker._process.kill()
+        with pytest.raises(CorruptCheckpointError) as error:
+            worker.ask_json({"do": "index"})
+        return answer, limits, opened, str(error.value)
+
+    started = seen()
+    with mock.patch.object(_child.subprocess, "Popen", zygote.Forked):
+        assert seen() == started
 
 
 FOUND: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
