@@ -19,11 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layers import Shape
 from numpy.typing import NDArray
 
 from convsv.checkpoints import open_checkpoint
@@ -35,33 +35,21 @@ from convsv.costs import Dimensions, Wanted, costs_of
 WIDTHS = (320, 640, 1280, 1280)
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A square convolution that keeps the size, or halves it."""
-
-    name: str
-    out: int
-    inp: int
-    k: int
-    size: int
-    stride: int = 1
-
-
-def residual(name: str, inp: int, out: int, size: int) -> Iterator[Conv]:
-    yield Conv(f"{name}.conv1", out, inp, 3, size)
-    yield Conv(f"{name}.conv2", out, out, 3, size)
+def residual(name: str, inp: int, out: int, size: int) -> Iterator[Shape]:
+    yield Shape(f"{name}.conv1", out, inp, 3, size)
+    yield Shape(f"{name}.conv2", out, out, 3, size)
     if inp != out:
-        yield Conv(f"{name}.conv_shortcut", out, inp, 1, size)
+        yield Shape(f"{name}.conv_shortcut", out, inp, 1, size)
 
 
-def attention(name: str, width: int, size: int) -> Iterator[Conv]:
-    yield Conv(f"{name}.proj_in", width, width, 1, size)
-    yield Conv(f"{name}.proj_out", width, width, 1, size)
+def attention(name: str, width: int, size: int) -> Iterator[Shape]:
+    yield Shape(f"{name}.proj_in", width, width, 1, size)
+    yield Shape(f"{name}.proj_out", width, width, 1, size)
 
 
-def unet() -> Iterator[Conv]:
+def unet() -> Iterator[Shape]:
     """The convolutions in the order in which they run."""
-    yield Conv("conv_in", 320, 4, 3, 64)
+    yield Shape("conv_in", 320, 4, 3, 64)
     size, before, skips = 64, 320, [320]
     for i, width in enumerate(WIDTHS):
         for j in range(2):
@@ -71,7 +59,7 @@ def unet() -> Iterator[Conv]:
             before = width
             skips.append(width)
         if i < 3:
-            yield Conv(f"down_blocks.{i}.downsamplers.0.conv", width, width, 3, size, 2)
+            yield Shape(f"down_blocks.{i}.downsamplers.0.conv", width, width, 3, size, 2)
             size //= 2
             skips.append(width)
     yield from residual("mid_block.resnets.0", 1280, 1280, size)
@@ -85,11 +73,11 @@ def unet() -> Iterator[Conv]:
             before = width
         if i < 3:
             size *= 2
-            yield Conv(f"up_blocks.{i}.upsamplers.0.conv", width, width, 3, size)
-    yield Conv("conv_out", 4, 320, 3, 64)
+            yield Shape(f"up_blocks.{i}.upsamplers.0.conv", width, width, 3, size)
+    yield Shape("conv_out", 4, 320, 3, 64)
 
 
-def weights(conv: Conv, kind: str, rng: np.random.Generator) -> NDArray[np.float16]:
+def weights(conv: Shape, kind: str, rng: np.random.Generator) -> NDArray[np.float16]:
     fan = conv.inp * conv.k**2
     noise = rng.standard_normal((conv.out, fan), dtype=np.float32) / np.sqrt(np.float32(fan))
     if kind == "decaying":
@@ -101,7 +89,7 @@ def weights(conv: Conv, kind: str, rng: np.random.Generator) -> NDArray[np.float
     return noise.astype(np.float16).reshape(conv.out, conv.inp, conv.k, conv.k)
 
 
-def write(path: Path, convs: list[Conv], kind: str) -> None:
+def write(path: Path, convs: list[Shape], kind: str) -> None:
     """Write a safetensors file tensor by tensor: eight bytes of length, a JSON header, the numbers."""
     header: dict[str, Any] = {}
     end = 0
@@ -117,7 +105,7 @@ def write(path: Path, convs: list[Conv], kind: str) -> None:
             file.write(weights(conv, kind, rng).tobytes())
 
 
-def geometry(path: Path, convs: list[Conv]) -> None:
+def geometry(path: Path, convs: list[Shape]) -> None:
     tables = [
         f'[layers."{c.name}"]\nsize = [{c.size}, {c.size}]\nstride = {c.stride}\npadding = {c.k // 2}\n'
         'padding_mode = "zeros"\ndilation = 1\ngroups = 1\ntransposed = false\n'
@@ -163,7 +151,7 @@ def main() -> None:
     parser.add_argument("--include", default="*", help="only these layers")
     given = parser.parse_args()
     convs = [
-        Conv(c.name, max(c.out // given.divide, 4), max(c.inp // given.divide, 4), c.k, c.size, c.stride)
+        Shape(c.name, max(c.out // given.divide, 4), max(c.inp // given.divide, 4), c.k, c.size, c.stride)
         for c in unet()
     ]
     assert len(convs) == 98
