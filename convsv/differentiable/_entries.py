@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -56,9 +57,9 @@ class Plain:
     dilation: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def form(self) -> NormalForm:
-        """The normal form."""
+        """The normal form, made when it is first asked for: not every bound reads it."""
         return normal_form(self.kernel, self.stride, self.dilation)
 
     @property
