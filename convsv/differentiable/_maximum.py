@@ -7,7 +7,6 @@ equally large, the one that was found gives one element of the subdifferential.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from convsv.bounds._norms import DIRECT, leading_rows, short_side
-from convsv.linalg import eigenpairs, eigenvalues, leading_eigenvectors
+from convsv.linalg import eigenpairs, leading_eigenvectors
 
-__all__ = ["Stack", "largest_norms", "norms_of", "spectral_norms", "with_slopes"]
+__all__ = ["Pairs", "leading_pairs", "spectral_norms", "with_slopes"]
 
 
 def spectral_norms(matrices: Tensor) -> Tensor:
@@ -41,75 +40,53 @@ def spectral_norms(matrices: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stack:
-    """Matrices of which the largest norm counts, times a factor.
+class Pairs:
+    """The norms of a stack of matrices ``(B, m, n)``, and one pair of leading singular vectors each.
 
     Attributes:
-        matrices: ``(B, m, n)`` float64, outside of any graph.
-        factor: what the norm is multiplied by.
-        dtype: of the gradient that is wanted.
+        norms: ``(B,)`` float64.
+        left: ``(B, m, 1)``.
+        right: ``(B, n, 1)``, not finite for a matrix of zeros.
     """
 
-    matrices: Tensor
-    factor: float = 1.0
-    dtype: torch.dtype = torch.float64
+    norms: Tensor
+    left: Tensor
+    right: Tensor
+
+    def slope(self, which: int, factor: float, dtype: torch.dtype) -> Tensor:
+        """Return the gradient of one norm, times a factor, in the stack: ``(B, m, n)``, u v* in one place."""
+        one = slice(which, which + 1)
+        outer = (self.left[one] * factor).to(dtype) @ self.right[one].to(dtype).mT
+        if len(self.norms) == 1:
+            return outer
+        whole = outer.new_zeros(len(self.norms), *outer.shape[1:])
+        whole[which] = outer[0]
+        return whole
 
 
-def largest_norms(stacks: Sequence[Stack]) -> list[tuple[Tensor, Tensor]]:
-    """Return the largest spectral norm of each stack times its factor, and the gradient u v* of that.
+def leading_pairs(stacks: Sequence[Tensor]) -> list[Pairs]:
+    """Return norms and leading singular vectors of stacks of matrices; those of one shape are computed together.
 
     Args:
-        stacks: any; what is alike is computed together.
-
-    Returns:
-        For each a scalar, float64, and ``(B, m, n)``: zero but for the matrix of the largest norm.
+        stacks: each ``(B, m, n)`` float64, outside of any graph; sizes may differ from one to the next.
     """
-    joined = _joined(stacks)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for (short, places, is_tall), every in zip(joined, _left([short for short, _, _ in joined]), strict=True):
-        left, right = every, short.mT @ every
-        norms = torch.linalg.vector_norm(right, dim=1, keepdim=True)
-        groups = [0] * len(places)
-        if len(norms) > len(places):
-            parts = torch.split(norms, [len(stacks[place].matrices) for place in places])
-            groups = [int(part.argmax()) for part in parts]
-            starts = itertools.accumulate((len(part) for part in parts[:-1]), initial=0)
-            chosen = [start + group for start, group in zip(starts, groups, strict=True)]
-            left, right, norms = left[chosen], right[chosen], norms[chosen]
-        factor, dtype = stacks[places[0]].factor, stacks[places[0]].dtype
-        u, v = left.to(dtype), (right * (factor / norms)).to(dtype)
-        slopes = torch.split(v @ u.mT if is_tall else u @ v.mT, 1)
-        values = (norms * factor).flatten()
-        for place, group, value, slope in zip(places, groups, values.unbind(), slopes, strict=True):
-            found[place] = value, _at(slope, group, len(stacks[place].matrices))
-    return [found[place] for place in range(len(stacks))]
-
-
-def norms_of(stacks: Sequence[Stack]) -> list[Tensor]:
-    """Return the spectral norms ``(B,)`` of each stack, without factor, and without vectors where these cost."""
-    found: dict[int, Tensor] = {}
-    for short, places, _ in _joined(stacks):
-        if short.shape[1] <= DIRECT:
-            norms = eigenvalues(short @ short.mT)[:, -1].clamp(min=0).sqrt()
-        else:
-            norms = torch.linalg.vector_norm(short.mT @ leading_rows(short)[..., None], dim=(1, 2))
-        found.update(zip(places, torch.split(norms, [len(stacks[place].matrices) for place in places]), strict=True))
-    return [found[place] for place in range(len(stacks))]
-
-
-def _joined(stacks: Sequence[Stack]) -> list[tuple[Tensor, list[int], bool]]:
-    """Return stacks that are alike as one, with no more rows than columns; their places; whether it is transposed."""
     alike: dict[Hashable, list[int]] = {}
     for place, stack in enumerate(stacks):
-        key = stack.matrices.shape[1:], stack.matrices.device, stack.factor, stack.dtype
-        alike.setdefault(key, []).append(place)
-    found = []
-    for places in alike.values():
-        parts = [stacks[place].matrices for place in places]
-        together = parts[0] if len(parts) == 1 else torch.cat(parts)
-        short = short_side(together)
-        found.append((short, places, short is not together))
-    return found
+        alike.setdefault((stack.shape[1:], stack.device), []).append(place)
+    joined = [
+        torch.cat([stacks[p] for p in places]) if len(places) > 1 else stacks[places[0]] for places in alike.values()
+    ]
+    shorts = [short_side(stack) for stack in joined]
+    found: dict[int, Pairs] = {}
+    for places, stack, short, few in zip(alike.values(), joined, shorts, _left(shorts), strict=True):
+        many = short.mT @ few
+        norms = torch.linalg.vector_norm(many, dim=1, keepdim=True)
+        many = many / norms
+        left, right = (few, many) if short is stack else (many, few)
+        sizes = [len(stacks[place]) for place in places]
+        parts = [torch.split(part, sizes) for part in (norms[:, 0, 0], left, right)]
+        found.update({place: Pairs(*pairs) for place, *pairs in zip(places, *parts, strict=True)})
+    return [found[place] for place in range(len(stacks))]
 
 
 def _left(shorts: Sequence[Tensor]) -> list[Tensor]:
@@ -127,15 +104,6 @@ def _left(shorts: Sequence[Tensor]) -> list[Tensor]:
         vectors = leading_eigenvectors(grams)[..., None]
         found.update(zip(places, torch.split(vectors, [len(shorts[place]) for place in places]), strict=True))
     return [found[place] for place in range(len(shorts))]
-
-
-def _at(slope: Tensor, group: int, groups: int) -> Tensor:
-    """Return a gradient ``(1, m, n)`` as that of so many groups."""
-    if groups == 1:
-        return slope
-    whole = slope.new_zeros(groups, *slope.shape[1:])
-    whole[group] = slope[0]
-    return whole
 
 
 def with_slopes(kernels: Sequence[Tensor], values: Tensor, slopes: Sequence[Tensor]) -> Tensor:

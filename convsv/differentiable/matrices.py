@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from convsv.bounds import Problem
 from convsv.bounds.elementary import schur_products, tap_matrices
 from convsv.bounds.singla2021 import unfolded, unfolding_axes, unfolding_bounds, unfoldings
 from convsv.differentiable._entries import Plain, gradient
-from convsv.differentiable._maximum import Stack, largest_norms, norms_of, spectral_norms
+from convsv.differentiable._maximum import leading_pairs, spectral_norms
 from convsv.symbol import from_normal_form
 
 __all__ = ["l1_linf", "miyato2018", "one_tap", "singla2021", "tap_sum"]
@@ -31,60 +31,50 @@ def singla2021(problem: Problem, name: str) -> Tensor:
     return (values[0] if len(values) == 1 else torch.stack(values).amin(0)).amax()
 
 
-def _tap_matrices(layers: Sequence[Plain]) -> list[tuple[Tensor, Tensor]]:
-    """Return the largest norm of each layer's tap matrices, one a group, and its gradient.
+def _tap_matrices(
+    layers: Sequence[Plain], factor: Callable[[Plain], float] = lambda _: 1.0
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the largest norm of each layer's tap matrices, one a group, and its gradient, times a factor.
 
     The normal form's tap matrix is the kernel's own but for the order of columns and columns of zeros.
     """
-    return largest_norms([Stack(layer.kernel.flatten(2), dtype=layer.dtype) for layer in layers])
+    found = []
+    for layer, pairs in zip(layers, leading_pairs([layer.kernel.flatten(2) for layer in layers]), strict=True):
+        group = int(pairs.norms.argmax()) if len(pairs.norms) > 1 else 0
+        by = factor(layer)
+        found.append((pairs.norms[group] * by, pairs.slope(group, by, layer.dtype)))
+    return found
 
 
 def _singla2021_t(layers: Sequence[Plain]) -> list[tuple[Tensor, Tensor]]:
-    """Return Miyato's, times the root of the number of taps of the normal form."""
-    stacks = [(layer.kernel.flatten(2), math.sqrt(math.prod(layer.taps)), layer.dtype) for layer in layers]
-    return largest_norms([Stack(*stack) for stack in stacks])
+    return _tap_matrices(layers, lambda layer: math.sqrt(math.prod(layer.taps)))
 
 
 def _singla2021(layers: Sequence[Plain], name: str) -> list[tuple[Tensor, Tensor]]:
-    """Return the bound of each layer and its gradient: of the unfoldings all norms, of the least its vectors."""
-    choices = [[_Unfolding(layer, rows) for rows in unfoldings(layer.kernel.ndim - 3)[name]] for layer in layers]
-    norms = iter(norms_of([one.stack for every in choices if len(every) > 1 for one in every]))
-    decisive: list[_Unfolding] = []
-    for every in choices:
-        if len(every) == 1:
-            decisive.extend(every)
-            continue
-        least, which = torch.stack([next(norms) for _ in every]).min(0)
+    """Return the bound of each layer, and the gradient of the unfolding that is the least."""
+    choices = [unfoldings(layer.kernel.ndim - 3)[name] for layer in layers]
+    pairs = iter(
+        leading_pairs([unfolded(one.form.kernel, r) for one, rows in zip(layers, choices, strict=True) for r in rows])
+    )
+    found = []
+    for layer, rows in zip(layers, choices, strict=True):
+        every = [next(pairs) for _ in rows]
+        least, which = torch.stack([one.norms for one in every]).min(0)
         group = int(least.argmax())
-        decisive.append(every[int(which[group])].of_group(group))
-    found = zip(decisive, largest_norms([one.stack for one in decisive]), strict=True)
-    return [(norm, one.back(slope)) for one, (norm, slope) in found]
+        chosen = int(which[group])
+        factor = math.sqrt(math.prod(layer.taps))
+        slope = _from_unfolded(every[chosen].slope(group, factor, layer.dtype), layer, rows[chosen])
+        found.append((least[group] * factor, slope))
+    return found
 
 
-class _Unfolding:
-    """A kernel's normal form as matrices ``(G, m, n)``, with some spatial axes in the rows; of one group or all."""
-
-    def __init__(self, layer: Plain, rows: tuple[int, ...], group: int | None = None) -> None:
-        self._layer, self._rows, self._group = layer, rows, group
-        kernel = layer.form.kernel
-        self._shape = kernel.shape
-        matrices = unfolded(kernel if group is None else kernel[group : group + 1], rows)
-        self.stack = Stack(matrices, math.sqrt(math.prod(kernel.shape[3:])), layer.dtype)
-
-    def of_group(self, group: int) -> _Unfolding:
-        return _Unfolding(self._layer, self._rows, group)
-
-    def back(self, slope: Tensor) -> Tensor:
-        """Return a gradient in the matrices as one in the layer's kernel."""
-        order = unfolding_axes(len(self._shape) - 3, self._rows)
-        permuted = slope.reshape(len(slope), *(self._shape[axis] for axis in order[1:]))
-        inner = permuted.permute(*(order.index(axis) for axis in range(len(order))))
-        if self._group is not None:
-            whole = inner.new_zeros(self._shape)
-            whole[self._group] = inner[0]
-            inner = whole
-        layer = self._layer
-        return from_normal_form(inner, tuple(layer.kernel.shape[3:]), layer.stride, layer.dilation)
+def _from_unfolded(slope: Tensor, layer: Plain, rows: tuple[int, ...]) -> Tensor:
+    """Return a gradient in an unfolding of the normal form as one in the layer's kernel."""
+    shape = layer.form.kernel.shape
+    order = unfolding_axes(len(shape) - 3, rows)
+    permuted = slope.reshape([shape[axis] for axis in order])
+    inner = permuted.permute([order.index(axis) for axis in range(len(order))])
+    return from_normal_form(inner, tuple(layer.kernel.shape[3:]), layer.stride, layer.dilation)
 
 
 for _name in unfoldings(2):
