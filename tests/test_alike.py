@@ -75,6 +75,27 @@ def test_a_copy_is_found_as_the_file_itself(sample, tmp_path):
     assert again[1:] == first[1:]
 
 
+@pytest.mark.parametrize("name", ["digits.safetensors", "digits.pt", "digits-legacy.pth", "digits.h5", "digits.keras"])
+def test_names_and_shapes_are_searched_once(name, tmp_path, monkeypatch):
+    searched, search = [], discovery._search
+    monkeypatch.setattr(discovery, "_search", lambda *some: searched.append(some) or search(*some))
+    (sample,) = (path for path in SAMPLES if path.name == name)
+    shutil.copy(sample, tmp_path / name)
+    assert found(sample)[1:] == found(tmp_path / name)[1:]
+    assert len(searched) == 1
+
+
+def test_tied_tensors_are_searched_anew(tmp_path):
+    found(saved(tmp_path / "first.pt", 1, **{"d.weight": (8, 8, 3, 3)}))
+    kernel = torch.ones(8, 8, 3, 3)
+    state = {"a.weight": torch.ones(8, 3, 3, 3), "a.bias": torch.ones(8), "b.weight": kernel}
+    torch.save({"state_dict": {**state, "c.weight": torch.ones(4, 8), "d.weight": kernel}}, tmp_path / "tied.pt")
+    result = found(tmp_path / "tied.pt")
+    forget()
+    assert found(tmp_path / "tied.pt") == result
+    assert any("tied" in note for facts, _ in result[0] for note in facts["notes"])
+
+
 def test_the_next_checkpoint_of_a_network_has_its_own_weights(tmp_path):
     paths = [saved(tmp_path / f"{seed}.pt", seed) for seed in range(3)]
     results = [found(path) for path in paths]

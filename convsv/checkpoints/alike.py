@@ -43,7 +43,15 @@ def facts_of(
     """
     if geometry.fold or geometry.trace:
         return None
-    tensors = [(t.key, t.shape, t.dtype, t.container, t.identity, t.problem) for t in checkpoint.tensors]
+    # Which bytes tensors share does not matter, but which tensors do: each is told by the first of its ties.
+    first: dict[object, int] = {}
+    ties = [
+        None if t.identity is None else first.setdefault(t.identity, number)
+        for number, t in enumerate(checkpoint.tensors)
+    ]
+    tensors = [
+        (t.key, t.shape, t.dtype, t.container, tie, t.problem) for t, tie in zip(checkpoint.tensors, ties, strict=True)
+    ]
     stated = (geometry, tuple(include), tuple(exclude))
     return (checkpoint.format, stated, tensors, checkpoint.modules, checkpoint.problems)
 
