@@ -26,7 +26,7 @@ from torch import Tensor
 
 from convsv.bloch import bloch_waves
 from convsv.errors import ContradictionError
-from convsv.execution import Execution
+from convsv.execution import Execution, full_precision
 from convsv.geometry import Geometry, padding_multiplicity
 from convsv.golub_kahan import block_ritz_vector, norm_lower_bound
 from convsv.gram import Gram, gram, storage
@@ -171,9 +171,11 @@ def _ritz(kernel: Tensor, geometry: Geometry, form: NormalForm, peaks: list[Peak
     waves = waves[waves.flatten(1).norm(dim=1) > 0]
     if not len(waves):
         return 0.0
-    # The vector may be inexact, what it shows may not: single precision finds it, double precision measures it.
+    # The vector may be inexact, what it shows may not: single precision finds it, double precision measures it. In
+    # half precision, which a program may have allowed, it would be another one.
     rough = ConvOperator(kernel.to("cpu", torch.float32), geometry)
-    vector = block_ritz_vector(rough, _best_waves(rough, waves.to(torch.float32), geometry), _STEPS)
+    with full_precision():
+        vector = block_ritz_vector(rough, _best_waves(rough, waves.to(torch.float32), geometry), _STEPS)
     return norm_lower_bound(operator, vector.to(torch.float64), operator.rounding)
 
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convsv import execution
+from convsv.analysis import BOUNDS_METHOD, SYMBOL_MIN, AnalysisOptions, analyze_layer
+from convsv.api import layer_of
 from convsv.errors import ComputationError, UsageError
 from convsv.execution import Execution, full_precision, numpy_keeps_to_one_thread, one_thread_a_call
+from convsv.geometry import GeometryFacts
+from convsv.results import Bound, Interval, Spectrum
+from convsv.spectra import SPECTRA
 
 CPU = torch.device("cpu")
 
@@ -293,3 +300,76 @@ if not child:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------- precision that users lower
+
+
+@contextmanager
+def lowered_by_the_user() -> Iterator[None]:
+    """Everything by which a program allows products of fewer digits, as training scripts do."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def certified(device: str, dtype: str, mode: str = "circular") -> dict[str, object]:
+    """What is certified of a layer: intervals of any size and at a size, spectra with their errors, bounds."""
+    kernel = torch.randn(24, 20, 3, 3, generator=torch.Generator().manual_seed(3)).numpy()
+    layer = layer_of(kernel, GeometryFacts(size=12, stride=1, padding=1, dilation=1, padding_mode=mode))
+    methods = (*SPECTRA, BOUNDS_METHOD, SYMBOL_MIN)
+    options = AnalysisOptions(methods=methods, tol=1e-4, execution=Execution(device, dtype=dtype, jobs=1))
+    report = analyze_layer(layer, options)
+    found: dict[str, object] = {"norm": report.norm, "norm at size": report.norm_at_size}
+    for method, result in report.results.items():
+        if isinstance(result, Spectrum):
+            found[method] = replace(result, values=None, lower_values=None)
+        elif isinstance(result, Mapping):
+            found[method] = {name: replace(b, seconds=0.0) if isinstance(b, Bound) else b for name, b in result.items()}
+        else:
+            found[method] = result
+    assert found["norm"] is not None
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("mode", ["circular", "zeros"])
+def test_no_result_depends_on_the_precision_that_a_user_allows(device: str, dtype: str, mode: str) -> None:
+    expected = certified(device, dtype, mode)
+    with lowered_by_the_user():
+        assert reduced_precision_is_allowed()
+        found = certified(device, dtype, mode)
+        assert reduced_precision_is_allowed()  # it is the user's own again
+    assert [name for name in expected if found[name] != expected[name]] == []
+    assert found.keys() == expected.keys()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_gpu_and_the_cpu_certify_intervals_that_meet(dtype: str) -> None:
+    with lowered_by_the_user():
+        gpu, cpu = certified("cuda", dtype), certified("cpu", "float64")
+    for name in ("norm", "norm at size"):
+        there, here = gpu[name], cpu[name]
+        assert isinstance(there, Interval)
+        assert isinstance(here, Interval)
+        assert there.lower <= here.upper
+        assert here.lower <= there.upper
+
+
+@pytest.mark.cuda
+def test_the_gpu_would_round_products_more_coarsely_without_that() -> None:
+    """What the test above would see: TF32 keeps 11 bits of a float32."""
+    one = torch.randn(512, 512, generator=torch.Generator().manual_seed(1)).cuda()
+    exact = one.double() @ one.double()
+    with lowered_by_the_user():
+        coarse = float((one @ one - exact).abs().max())
+        with full_precision():
+            fine = float((one @ one - exact).abs().max())
+    assert fine < coarse / 10

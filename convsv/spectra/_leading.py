@@ -22,7 +22,7 @@ from torch import Tensor
 from convsv.bloch import bloch_waves
 from convsv.certificate import Budget, certify_with_peak
 from convsv.errors import UnavailableError
-from convsv.execution import Execution
+from convsv.execution import Execution, full_precision
 from convsv.geometry import Geometry
 from convsv.golub_kahan import (
     LanczosOptions,
@@ -200,7 +200,8 @@ def _leading(problem: Problem, block: Block, start: Tensor | None, count: int) -
     there = block.to(problem.execution.torch_device, problem.execution.torch_dtype)
     options = _options(problem, there, count, _SUBSPACE + 2 * count)
     start = None if start is None else start.to(there.device, there.dtype)
-    found = leading_singular_values(_operator(problem, there), count, start=start, options=options)
+    with full_precision():
+        found = leading_singular_values(_operator(problem, there), count, start=start, options=options)
     return _smaller_side(there, found)
 
 
@@ -218,9 +219,9 @@ def _trailing(problem: Problem, block: Block, count: int) -> Vectors:
     guesses = torch.randn(_RANDOM_BLOCK, *there.input_shape, generator=random, dtype=torch.float64)
     start = guesses.to(there.device, there.dtype)
     options = _options(problem, there, count, _TRAILING_SUBSPACE)
-    return _smaller_side(
-        there, trailing_singular_values(_operator(problem, there), count, start=start, options=options)
-    )
+    with full_precision():
+        found = trailing_singular_values(_operator(problem, there), count, start=start, options=options)
+    return _smaller_side(there, found)
 
 
 def _smaller_side(block: Block, found: PartialSVD) -> Vectors:
