@@ -25,6 +25,8 @@ __all__ = ["BUDGET", "certified_upper", "certified_value", "execution_on", "show
 
 BUDGET = Budget(evaluations=1_000_000, seconds=None)
 """When to stop certifying: counted in evaluations alone, so that every rank of a group does the same."""
+_ROUNDS = 3
+"""Steps of power iteration by which a layer outside of a norm is recognised as a rule."""
 
 
 def certified_upper(kernel: Tensor, geometry: Geometry, tol: float, execution: Execution) -> float:
@@ -60,11 +62,19 @@ def shown_within(kernel: Tensor, geometry: Geometry, radius: float) -> float | N
     Returns:
         The bound, or None: what has to be certified at more cost.
     """
+    if not kernel.numel():
+        return 0.0
     without, copies = without_borders(geometry, tuple(kernel.shape[2:]))
     taps = normal_extent(tuple(kernel.shape[2:]), without.stride, without.dilation)
-    # What it will be at least: a matrix's norm is its length over the root of the number of rows, or more.
-    length = float(torch.linalg.vector_norm(kernel.to(torch.float64)))
-    if not length * math.sqrt(math.prod(taps) / max(1, kernel.shape[0])) * copies <= radius:
+    # What it will be at least, by a few steps of power iteration: where that is too much nothing needs to be certified.
+    matrices = canonical(kernel, geometry.groups).flatten(2)
+    longest = torch.linalg.vector_norm(matrices, dim=2).argmax(1)
+    vectors = matrices[torch.arange(len(matrices)), longest, :, None]
+    for _ in range(_ROUNDS):
+        vectors = matrices.mT @ (matrices @ (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)))
+    # Each is G x for a unit vector x: no longer than the square of the norm. NaN, of a group of zeros, is no reason.
+    least = math.sqrt(float(torch.linalg.vector_norm(vectors, dim=1).nan_to_num(0.0).max()))
+    if least * math.sqrt(math.prod(taps)) * copies > radius:
         return None
     try:
         value = certified_value(GRADIENTS[DEFAULT], kernel, without, 0.0)
