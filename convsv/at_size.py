@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,14 +32,14 @@ from convsv.execution import Execution, full_precision
 from convsv.geometry import Geometry, padding_multiplicity
 from convsv.golub_kahan import block_ritz_vector, norm_lower_bound
 from convsv.gram import Gram, gram, storage
-from convsv.grid_maximum import FrequencyGrid, grid_peaks, prove_grid
+from convsv.grid_maximum import FrequencyGrid, Wanted, grid_peaks, prove_grid
 from convsv.operator import ConvOperator, enclosing_circle, without_dilation
 from convsv.peaks import Peak
 from convsv.results import Interval
 from convsv.rounding import above, below, matrix_norm, power_of_two_scale, scale_by_power, unscale
 from convsv.symbol import NormalForm, normal_form
 
-__all__ = ["any_size_copies", "certify_at_size"]
+__all__ = ["ALL", "Effort", "any_size_copies", "certify_at_size"]
 
 _DENSE_SIDE = 512
 """Largest smaller side of a matrix that is cheaper to look at than its symbol."""
@@ -46,10 +48,38 @@ _WIDE = 1e-3
 _DENSE_SIDE_IF_WIDE = 1024
 _DENSE_ENTRIES = 1 << 21
 """Most entries of such a matrix."""
+_LONG = 2e10
+"""Operations on circles from which the lower end comes first: it may show that they are not needed."""
 _BLOCK = 2
 """Waves in the block that the lower end starts from: the real and the imaginary part of one wave are rivals."""
 _STEPS = 10
 """Products of the block with the operator: enough for 1e-4 or better on trained layers."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is wanted of the norm at a size.
+
+    Attributes:
+        lower: whether the lower end is wanted, which takes most of the time of a large layer; else it may be 0.
+        tol: relative width that is narrow enough where more takes long; 0 for all that can be done.
+        seconds: most time for an upper end below that of the size-free norm; None for no limit.
+    """
+
+    lower: bool = True
+    tol: float = 0.0
+    seconds: float | None = None
+
+    def clock(self) -> Callable[[], bool]:
+        """Return what tells whether the time is up, counted from now."""
+        if self.seconds is None:
+            return lambda: False
+        end = time.monotonic() + self.seconds
+        return lambda: time.monotonic() > end
+
+
+ALL = Effort()
+"""Both ends, as near to each other as they come."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,11 @@ class _Grid:
     size: tuple[int, ...]
     shifts: tuple[tuple[int, ...], ...]
 
+    def work(self, form: NormalForm) -> float:
+        """Estimate the operations of visiting every point, with every shift."""
+        groups, *sides = form.kernel.shape[:3]
+        return groups * min(sides) ** 3 * math.prod(self.size) * len(self.shifts)
+
 
 def certify_at_size(
     kernel: Tensor,
@@ -67,7 +102,7 @@ def certify_at_size(
     peak: Peak | None,
     *,
     execution: Execution | None = None,
-    lower: bool = True,
+    effort: Effort = ALL,
 ) -> Interval:
     """Return a certified interval of the norm of the layer as it runs.
 
@@ -77,7 +112,7 @@ def certify_at_size(
         norm: certified interval of the size-free norm for this geometry.
         peak: where that norm is attained, as :func:`convsv.certificate.certify_with_peak` gives it.
         execution: where to compute.
-        lower: whether the lower end is wanted, which takes most of the time of a large layer; else it may be 0.
+        effort: what is wanted of it, and when to stop.
 
     Returns:
         The interval, ``of`` for instance ``"zeros 56x56"``.
@@ -98,7 +133,7 @@ def certify_at_size(
         return Interval(0.0, 0.0, of)
     parts = without_dilation(geometry, kernel_size)
     if parts is not None:
-        found = [certify_at_size(kernel, part, norm, peak, execution=execution, lower=lower) for part in parts]
+        found = [certify_at_size(kernel, part, norm, peak, execution=execution, effort=effort) for part in parts]
         return _direct_sum(found, of)
     exponent = power_of_two_scale(float(kernel.abs().max()))
     scaled = scale_by_power(kernel, -exponent).to(execution.torch_device)
@@ -112,16 +147,21 @@ def certify_at_size(
     precision = storage(form.kernel, execution.memory)
     if peak is None or precision is None:
         return Interval(0.0, upper, of)
-    peaks = [peak]
+    peaks, least = [peak], 0.0
     grid = _containing(geometry, kernel_size)
-    if grid is not None:
-        top = above(math.ldexp(norm.upper, -exponent))
-        bound, evaluations, highest = _grid_norm(gram(form.kernel, precision), form, grid, top, peaks, execution)
+    early = grid is not None and effort.lower and effort.tol > 0 and grid.work(form) > _LONG
+    if early:
+        least = unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True)
+    if grid is not None and upper > least * (1 + effort.tol):
+        circles = _Circles(gram(form.kernel, precision), form, grid, execution, effort.clock())
+        enough = math.ldexp(least * (1 + effort.tol), -exponent)
+        bound, evaluations, highest = circles.norm(above(math.ldexp(norm.upper, -exponent)), peaks, enough)
         upper = min(upper, unscale(bound, exponent, down=False))
         peaks += [highest] if highest else []
-    if not lower:
+    if not effort.lower:
         return replace(Interval(0.0, upper, of), evaluations=evaluations)
-    least = unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True)
+    if not early or (upper > least * (1 + effort.tol) and len(peaks) > 1):
+        least = max(least, unscale(_ritz(scaled, geometry, form, peaks), exponent, down=True))
     # On images of few pixels more the circles are too large to be near: there the matrix is worth its cost.
     if upper > least * (1 + _WIDE) and (small := _dense_norm(operator, _DENSE_SIDE_IF_WIDE)) is not None:
         least = max(least, unscale(small[0], exponent, down=True))
@@ -247,21 +287,36 @@ def _containing(geometry: Geometry, kernel_size: tuple[int, ...]) -> _Grid | Non
     return _Grid(points, tuple(itertools.product((0, 1), repeat=dims)))
 
 
-def _grid_norm(
-    coefficients: Gram, form: NormalForm, grid: _Grid, norm: float, peaks: list[Peak], execution: Execution
-) -> tuple[float, int, Peak | None]:
-    """Return the least over the shifts of a certified bound over the grid, its cost, and the peak on the grid."""
-    active = tuple(bool(degree) for degree in form.degrees)
-    size = tuple(n if on else 1 for n, on in zip(grid.size, active, strict=True))
-    shifts = {tuple(s if on else 0 for s, on in zip(shift, active, strict=True)) for shift in grid.shifts}
-    bound, spent, proved = norm, 0, None
-    lattices = [FrequencyGrid(size, shift, form.dilation, form.degrees) for shift in sorted(shifts)]
-    highest_of = grid_peaks(coefficients, lattices, peaks)
-    for best, lattice in sorted(zip(highest_of, lattices, strict=True), key=lambda pair: pair[0].value):
-        if best.value >= bound**2:
-            break
-        found, evaluations, highest = prove_grid(coefficients, lattice, norm, best, execution)
-        spent += evaluations
-        if found < bound:
-            bound, proved = found, highest
-    return bound, spent, proved
+@dataclass(frozen=True)
+class _Circles:
+    """The circular convolutions that contain the layer, and how their norms are proved."""
+
+    coefficients: Gram
+    form: NormalForm
+    grid: _Grid
+    execution: Execution
+    late: Callable[[], bool]
+
+    def norm(self, top: float, peaks: list[Peak], enough: float) -> tuple[float, int, Peak | None]:
+        """Return the least over the shifts of a certified bound over the grid, its cost, and the peak on the grid.
+
+        Args:
+            top: certified upper bound of the size-free norm.
+            peaks: where that is attained.
+            enough: bound that need not be improved.
+        """
+        active = tuple(bool(degree) for degree in self.form.degrees)
+        size = tuple(n if on else 1 for n, on in zip(self.grid.size, active, strict=True))
+        shifts = {tuple(s if on else 0 for s, on in zip(shift, active, strict=True)) for shift in self.grid.shifts}
+        bound, spent, proved = top, 0, None
+        lattices = [FrequencyGrid(size, shift, self.form.dilation, self.form.degrees) for shift in sorted(shifts)]
+        highest_of = grid_peaks(self.coefficients, lattices, peaks, self.execution)
+        for best, lattice in sorted(zip(highest_of, lattices, strict=True), key=lambda pair: pair[0].value):
+            if best.value >= bound**2 or bound <= above(enough, 4):
+                break
+            wanted = Wanted(top, enough, self.late)
+            found, evaluations, highest = prove_grid(self.coefficients, lattice, wanted, best, self.execution)
+            spent += evaluations
+            if found < bound:
+                bound, proved = found, highest
+        return bound, spent, proved

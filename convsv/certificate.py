@@ -17,11 +17,9 @@ scalar trigonometric polynomial that is maximised at the cost of one matrix prod
 from __future__ import annotations
 
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import numpy as np
 import torch
@@ -31,9 +29,10 @@ from torch import Tensor
 from convsv.cells import Cells, concatenate, root_cells
 from convsv.errors import ComputationError, ContradictionError, UnavailableError
 from convsv.execution import Execution, full_precision, give_back_large_blocks
-from convsv.gram import Gram, Space, gram, storage
+from convsv.gram import Gram, gram, storage
 from convsv.linalg import eigenpairs, eigenvalues
 from convsv.peaks import Peak, climb, first_peak, leading_vectors, look, lower_bound, quotient, upper_bound
+from convsv.proving import OutOfTimeError, Points, prove_points
 from convsv.results import Interval
 from convsv.rounding import (
     DOUBLE,
@@ -74,8 +73,6 @@ _DENSE_SIZE = 512
 """Channels up to which that means to diagonalise them."""
 _FEW = 8
 """Failures of one generation that are no reason to look for a higher peak."""
-_LARGE = 512
-"""Channels beyond which fresh memory for every matrix costs too much."""
 _HUGE = 1024
 """Channels beyond which what is freed is given back to the system at once."""
 _TO_COPY = 128 << 20
@@ -128,7 +125,6 @@ class _Work:
     share: float = 1.0
     started: float = field(default_factory=time.monotonic)
     evaluations: int = 0
-    spaces: threading.local = field(default_factory=threading.local)
 
     def show(self, peak: Peak) -> float:
         """Return the certified lower end that a peak shows, and remember the best peak."""
@@ -137,8 +133,8 @@ class _Work:
             self.peak, self.shown = peak, value
         return value
 
-    def working(self, *, goal_square: float, width: float) -> tuple[Gram, torch.dtype, float]:
-        """Return the coefficients, the precision to factorise in, and the relative slack of a proof there.
+    def working(self, *, goal_square: float, width: float) -> tuple[Gram, torch.dtype]:
+        """Return the coefficients and the precision to factorise in.
 
         Single precision is twice as fast, and does where its slack takes a small part of the wanted width.
         """
@@ -146,8 +142,8 @@ class _Work:
         if rough is not self.gram:
             slack = cholesky_slack(self.gram.size, 2.0**-24)
             if slack + rough.error / goal_square <= _SINGLE_SHARE * 2 * width:
-                return rough, torch.complex64, slack
-        return self.gram, torch.complex128, cholesky_slack(self.gram.size)
+                return rough, torch.complex64
+        return self.gram, torch.complex128
 
     def rough(self, width: float) -> Gram:
         """Return the coefficients in single precision where that shows vectors well enough for a relative width."""
@@ -156,26 +152,13 @@ class _Work:
         self.single = self.single or self.gram.to(torch.float32)
         return self.single
 
-    def space(self) -> Space:
-        """Return this thread's memory for large matrices."""
-        if not hasattr(self.spaces, "mine"):
-            self.spaces.mine = Space()
-        return cast("Space", self.spaces.mine)
-
-    def matrices(self, cells: Cells, dtype: torch.dtype = torch.complex128, coefficients: Gram | None = None) -> Tensor:
-        """Return G at the centres of cells, ``(M, n, n)``, in a precision."""
-        chosen = coefficients or self.gram
-        matrices = chosen.at(chosen.phases(*cells.fractions()), cells.owners)
-        return matrices.to(dtype if matrices.is_complex() else torch.zeros(0, dtype=dtype).real.dtype)
+    def matrices(self, cells: Cells) -> Tensor:
+        """Return G at the centres of cells, ``(M, n, n)``, complex128 or float64."""
+        return Points(*cells.fractions(), cells.owners).matrices(self.gram)
 
     def affords(self, count: int) -> bool:
         """Tell whether so many more evaluations are within the budget."""
         return self.evaluations + count <= self.share * self.budget.evaluations and not self.late()
-
-    @property
-    def large(self) -> bool:
-        """Whether matrices are factorised one by one, in memory that is used again."""
-        return self.gram.size > _LARGE and self.gram.groups == 1 and len(self.gram.lags) > 0
 
     def late(self) -> bool:
         """Tell whether the time is up."""
@@ -489,7 +472,7 @@ def _prove(work: _Work, pending: Cells, goal: _Goal) -> tuple[_Goal, Cells | Non
         limits = _thresholds(work, pending, goal)
         try:
             proven = _proven(work, pending, limits, goal)
-        except _OutOfTimeError:
+        except OutOfTimeError:
             return goal, None
         leaves = concatenate(leaves, pending.take(proven))
         expected, pending = len(pending), pending.take(~proven)
@@ -550,52 +533,10 @@ def _thresholds(work: _Work, cells: Cells, goal: _Goal) -> NDArray[np.float64]:
 
 def _passes(work: _Work, cells: Cells, limits: NDArray[np.float64], width: float) -> NDArray[np.bool_]:
     """Tell for each cell whether lambda_1 at its centre is certified to be at most its limit."""
-    coefficients, precision, slack = work.working(goal_square=float(limits.max()), width=width)
-    limits = limits - coefficients.error
-    aims = limits / (1 + slack) * (1 - 8 * DOUBLE)
-
-    def test(bounds: tuple[int, int]) -> NDArray[np.bool_]:
-        part = cells.take(slice(*bounds))
-        if work.late():
-            raise _OutOfTimeError
-        thresholds, most = (torch.from_numpy(x[slice(*bounds)]).to(coefficients.even.device) for x in (aims, limits))
-        if coefficients.size == 1:
-            proven = work.matrices(part, precision, coefficients)[:, 0, 0].real <= thresholds
-        elif large:
-            proven = torch.cat(list(_one_by_one(work, part, thresholds, most)))
-        else:
-            proven, bound = prove_below(work.matrices(part, precision, coefficients), thresholds, overwrite=True)
-            proven &= bound <= most
-        return np.asarray(proven.cpu().numpy())
-
-    large = coefficients is work.gram and work.large
+    coefficients, precision = work.working(goal_square=float(limits.max()), width=width)
+    points = Points(*cells.fractions(), cells.owners)
     work.evaluations += len(cells)
-    parts = coefficients.parts(len(cells), work.execution)
-    # Where memory is too short for a matrix a thread, BLAS shares each among its threads.
-    least = work.execution.threads * coefficients.bytes_each + coefficients.bytes_held
-    alone = len(parts) == 1 or least > work.execution.memory
-    results = [test(part) for part in parts] if alone else list(work.execution.map(test, parts))
-    return np.concatenate(results)
-
-
-def _one_by_one(work: _Work, cells: Cells, aims: Tensor, limits: Tensor) -> Iterator[Tensor]:
-    """Yield for each of a few cells whether it passes, in memory that is used again.
-
-    Raises:
-        _OutOfTimeError: the budget of time ended.
-    """
-    space = work.space()
-    matrices = work.gram.each(work.gram.phases(*cells.fractions()), space)
-    for i, matrix in enumerate(matrices):
-        if work.late():
-            raise _OutOfTimeError
-        factor = space.empty("factor", matrix.shape, matrix, matrix.dtype)
-        proven, bound = prove_below(matrix, aims[i : i + 1], overwrite=True, factor=factor)
-        yield proven & (bound <= limits[i : i + 1])
-
-
-class _OutOfTimeError(Exception):
-    """The budget of time ended within a batch."""
+    return prove_points(coefficients, points, limits, work.execution, dtype=precision, late=work.late)
 
 
 def _higher(work: _Work, failed: Cells, goal: _Goal, limits: NDArray[np.float64]) -> _Goal:

@@ -9,23 +9,26 @@ centre holds none with sigma_1 > M. Blocks that fail are halved, down to single 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from convsv.execution import Execution
 from convsv.gram import Gram
 from convsv.linalg import eigenpairs
 from convsv.peaks import Peak, leading_vectors
-from convsv.rounding import above, below, cholesky_slack, eigenvalue_upper, prove_below
+from convsv.proving import OutOfTimeError, Points, prove_points
+from convsv.rounding import above, below, eigenvalue_upper
 
-__all__ = ["FrequencyGrid", "grid_peaks", "prove_grid"]
+__all__ = ["FrequencyGrid", "Wanted", "grid_peaks", "prove_grid"]
 
 _MARGIN = 1e-7
 """Relative excess at which points are proved to lie below the largest known one."""
+_FEW = 4
+"""Points whose eigenvalues are computed before others are compared with them."""
 _ROOT = math.pi / 2
 """Largest tau within a block at the start."""
 
@@ -84,77 +87,128 @@ class FrequencyGrid:
         return first, last
 
 
-def grid_peaks(coefficients: Gram, grids: list[FrequencyGrid], peaks: list[Peak]) -> list[Peak]:
+def grid_peaks(coefficients: Gram, grids: list[FrequencyGrid], peaks: list[Peak], execution: Execution) -> list[Peak]:
     """Return for each grid the best point beside any of some peaks: estimates of where the grid's maximum is.
 
     Args:
         coefficients: the Gram symbol.
         grids: grids that differ in their shifts only.
         peaks: peaks of the symbol over all frequencies.
+        execution: its memory is kept to.
     """
     places = [(grid, peak, grid.nearest(peak.frequency)) for grid in grids for peak in peaks]
     numerators = np.concatenate([grid.numerators(points, points) for grid, _, points in places])
     owners = np.concatenate([np.full(len(points), peak.group) for _, peak, points in places])
-    matrices = coefficients.at(coefficients.phases(numerators, grids[0].denominators), owners)
-    starts = [peak.vector.to(matrices.dtype).expand(len(points), -1, 1) for _, peak, points in places]
-    values, vectors = leading_vectors(matrices, torch.cat(starts), restarts=1, steps=4)
-    frequencies = numerators * (2 * math.pi / np.array(grids[0].denominators))
-    each = len(numerators) // len(grids)
-    found = []
-    for first in range(0, len(numerators), each):
-        best = first + int(values[first : first + each].argmax())
-        found.append(Peak(frequencies[best], int(owners[best]), vectors[best], float(values[best])))
-    return found
+    starts = torch.cat([peak.vector.expand(len(points), -1, 1) for _, peak, points in places])
+    everywhere, found = Points(numerators, grids[0].denominators, owners), []
+    for bounds in coefficients.parts(len(numerators), execution):
+        part = slice(*bounds)
+        matrices = everywhere.take(part).matrices(coefficients)
+        values, vectors = leading_vectors(matrices, starts[part].to(matrices.dtype), restarts=1, steps=4)
+        places_of = numerators[part] * (2 * math.pi / np.array(grids[0].denominators))
+        found += [Peak(*one) for one in zip(places_of, owners[part].tolist(), vectors, values.tolist(), strict=True)]
+    each = len(found) // len(grids)
+    return [max(found[first : first + each], key=lambda peak: peak.value) for first in range(0, len(found), each)]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be proved of a grid.
+
+    Attributes:
+        norm: certified upper bound of the size-free norm.
+        enough: bound that need not be improved.
+        late: tells whether the time is up; the bound is then ``norm``.
+    """
+
+    norm: float
+    enough: float = 0.0
+    late: Callable[[], bool] = lambda: False
 
 
 def prove_grid(
-    coefficients: Gram, grid: FrequencyGrid, norm: float, known: Peak, execution: Execution
+    coefficients: Gram, grid: FrequencyGrid, wanted: Wanted, known: Peak, execution: Execution
 ) -> tuple[float, int, Peak]:
     """Return a certified upper bound of sigma_1 over the grid, the number of evaluations, and the best point.
 
     Args:
         coefficients: the Gram symbol.
         grid: the grid.
-        norm: certified upper bound of the size-free norm.
+        wanted: what to prove.
         known: the best grid point known before.
         execution: where to compute.
 
     Guarantee:
         Certified: each block by a Cholesky factorisation with its slack.
     """
+    norm = wanted.norm
     if not math.isfinite(norm):
         return norm, 0, known
-    target = min(above(math.sqrt(known.value * (1 + _MARGIN) + coefficients.error), 4), norm)
+    proof = _Proof(coefficients, grid, execution, wanted.late, known)
+    target = min(max(above(math.sqrt(known.value * (1 + _MARGIN) + coefficients.error), 4), wanted.enough), norm)
     first, last = grid.blocks()
     owners = np.repeat(np.arange(coefficients.groups), len(first))
     first, last = (np.tile(part, (coefficients.groups, 1)) for part in (first, last))
-    evaluations = 0
-    while len(first) and target < norm:
-        evaluations += len(first)
-        passed = _passes(
-            coefficients, grid, (first, last, owners), _thresholds(grid, first, last, norm, target), execution
-        )
-        single = (first == last).all(1) & ~passed
-        if single.any():
-            raised, point = _raised(coefficients, grid, first[single], owners[single])
-            target = max(target, above(math.sqrt(raised + coefficients.error), 4))
-            known = max(known, point, key=lambda peak: peak.value)
-        failed = ~passed & ~single
-        first, last, owners = _halved(first[failed], last[failed], owners[failed])
+    try:
+        while len(first) and target < norm:
+            points = Points(grid.numerators(first, last), grid.denominators, owners)
+            passed = proof.passes(points, _thresholds(grid, first, last, norm, target))
+            single = (first == last).all(1) & ~passed
+            target = proof.raised(points.take(single), target)
+            failed = ~passed & ~single
+            first, last, owners = _halved(first[failed], last[failed], owners[failed])
+    except OutOfTimeError:
+        target = norm
     # The quotient target / norm is rounded to nearest: what is proved is a rounding above the target.
-    return min(above(target, 2), norm), evaluations, known
+    return min(above(target, 2), norm), proof.evaluations, proof.known
 
 
-def _raised(
-    coefficients: Gram, grid: FrequencyGrid, points: NDArray[np.int64], owners: NDArray[np.int64]
-) -> tuple[float, Peak]:
-    """Return a certified upper bound of lambda_1 over points that are higher than was known, and the highest."""
-    matrices = _at(coefficients, grid, points, points, owners)
-    uppers = eigenvalue_upper(matrices)
-    best = int(uppers.argmax())
-    values, vectors = eigenpairs(matrices[best])
-    turns = grid.numerators(points, points)[best] / np.array(grid.denominators)
-    return float(uppers[best]), Peak(2 * math.pi * turns, int(owners[best]), vectors[:, -1:], float(values[-1]))
+@dataclass
+class _Proof:
+    """What one proof carries along: ``known`` is the best grid point so far."""
+
+    coefficients: Gram
+    grid: FrequencyGrid
+    execution: Execution
+    late: Callable[[], bool]
+    known: Peak
+    evaluations: int = 0
+
+    def passes(self, points: Points, limits: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell at which points lambda_1 is certified to be at most a limit.
+
+        Raises:
+            OutOfTimeError: the time is up.
+        """
+        self.evaluations += len(points)
+        return prove_points(self.coefficients, points, limits, self.execution, late=self.late)
+
+    def raised(self, points: Points, target: float) -> float:
+        """Return the target, raised to above sigma_1 at some grid points that may be higher.
+
+        A few at a time are bounded by their eigenvalues; of the others those stay that are higher even than these.
+
+        Raises:
+            OutOfTimeError: the time is up.
+        """
+        while len(points):
+            here, points = points.take(slice(_FEW)), points.take(slice(_FEW, None))
+            for i in range(len(here)):
+                if self.late():
+                    raise OutOfTimeError
+                upper = self._bound(here.take(slice(i, i + 1)))
+                target = max(target, above(math.sqrt(upper + self.coefficients.error), 4))
+            points = points.take(~self.passes(points, np.full(len(points), below(target**2, 4))))
+        return target
+
+    def _bound(self, point: Points) -> float:
+        """Return a certified upper bound of the computed lambda_1 at a point, and remember where it is high."""
+        matrix = point.matrices(self.coefficients)
+        values, vectors = eigenpairs(matrix)
+        turns = point.numerators[0] / np.array(point.denominators)
+        peak = Peak(2 * math.pi * turns, int(point.owners[0]), vectors[0, :, -1:], float(values[0, -1]))
+        self.known = max(self.known, peak, key=lambda peak: peak.value)
+        return float(eigenvalue_upper(matrix, values[:, -1])[0])
 
 
 def _thresholds(
@@ -184,35 +238,3 @@ def _halved(
             np.concatenate([owners, owners[long]]),
         )
     return first, last, owners
-
-
-def _at(
-    coefficients: Gram,
-    grid: FrequencyGrid,
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    owners: NDArray[np.int64],
-) -> Tensor:
-    return coefficients.at(coefficients.phases(grid.numerators(first, last), grid.denominators), owners)
-
-
-def _passes(
-    coefficients: Gram,
-    grid: FrequencyGrid,
-    blocks: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    thresholds: NDArray[np.float64],
-    execution: Execution,
-) -> NDArray[np.bool_]:
-    limits = np.maximum(thresholds - coefficients.error, 0.0)
-    aims = limits / (1 + cholesky_slack(coefficients.size)) * (1 - 1e-15)
-
-    def test(bounds: tuple[int, int]) -> Tensor:
-        part = slice(*bounds)
-        matrices = _at(coefficients, grid, *(array[part] for array in blocks))
-        proven, bound = prove_below(matrices, torch.from_numpy(aims[part]).to(matrices.device))
-        return proven & (bound <= torch.from_numpy(limits[part]).to(bound.device))
-
-    parts = coefficients.parts(len(thresholds), execution)
-    results = [test(parts[0])] if len(parts) == 1 else list(execution.map(test, parts))
-    passed: NDArray[np.bool_] = torch.cat(results).cpu().numpy()
-    return passed

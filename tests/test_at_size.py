@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import oracle
 from cases import GRID, Case, cases, fitting, geometry_like, is_possible, kernels
 from convsv import at_size
-from convsv.at_size import any_size_copies, certify_at_size
+from convsv.at_size import Effort, any_size_copies, certify_at_size
 from convsv.bloch import bloch_waves
 from convsv.certificate import Budget, certify_with_peak
 from convsv.errors import GeometryError
@@ -180,6 +180,34 @@ def test_any_layer_is_enclosed(data: st.DataObject, case: Case) -> None:
 
 
 SMALL_SIZES = range(1, 9)
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-6])
+@pytest.mark.parametrize("case", GRID[::3], ids=lambda case: case.id)
+def test_an_interval_that_is_narrow_enough_is_an_interval(
+    case: Case, tol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for layers whose circles take long: the lower end first, and no more work than the width needs.
+    monkeypatch.setattr(at_size, "_LONG", 0)
+    kernel, g = torch.from_numpy(case.layer().kernel().copy()), case.geometry
+    norm, peak = certify_with_peak(normal_form(kernel, g.stride, g.dilation), tol, execution=ONE_THREAD, budget=PATIENT)
+    best = certify_at_size(kernel, g, norm, peak, execution=ONE_THREAD)
+    found = certify_at_size(kernel, g, norm, peak, execution=ONE_THREAD, effort=Effort(tol=tol))
+    truth = float(np.linalg.norm(case.dense(), 2))
+    assert found.lower <= truth * (1 + 1e-13)
+    assert found.upper >= truth * (1 - 1e-13)
+    assert found.evaluations <= best.evaluations
+    assert found.upper <= max(best.upper, best.lower * (1 + tol)) * (1 + 1e-6)
+
+
+def test_without_time_the_upper_end_is_that_of_any_size() -> None:
+    case = next(c for c in GRID if c.geometry.padding_mode == "zeros")
+    kernel, g = torch.from_numpy(case.layer().kernel().copy()), case.geometry
+    norm, peak = certify_with_peak(normal_form(kernel, g.stride, g.dilation), 1e-3, execution=ONE_THREAD)
+    found = certify_at_size(kernel, g, norm, peak, execution=ONE_THREAD, effort=Effort(seconds=-1.0))
+    truth = float(np.linalg.norm(case.dense(), 2))
+    assert found.lower <= truth * (1 + 1e-13)
+    assert truth * (1 - 1e-13) <= found.upper <= norm.upper
 
 
 def sizes_that_exist(case: Case) -> Iterator[Case]:

@@ -684,7 +684,7 @@ def test_matrices_that_share_their_memory_prove_the_same(
 ) -> None:
     kernel = ADVERSARIES[name]
     apart = interval_of(kernel, tol)
-    monkeypatch.setattr(certificate, "_LARGE", 0)
+    monkeypatch.setattr("convsv.proving._LARGE", 0)
     for jobs in (1, 3):
         execution = Execution(device="cpu", jobs=jobs)
         together, peak = certify_with_peak(form_of(kernel[None]), tol, execution=execution, budget=PATIENT)

@@ -18,8 +18,8 @@ import precise
 from cases import GRID, Case, kernels
 from convsv.certificate import certify_with_peak
 from convsv.execution import Execution
-from convsv.gram import gram
-from convsv.grid_maximum import FrequencyGrid, grid_peaks, prove_grid
+from convsv.gram import Gram, Phases, gram
+from convsv.grid_maximum import FrequencyGrid, Wanted, grid_peaks, prove_grid
 from convsv.peaks import Peak
 from convsv.rounding import power_of_two_scale, scale_by_power
 from convsv.symbol import NormalForm, normal_form, symbol
@@ -69,8 +69,8 @@ def grids(form: NormalForm, size: tuple[int, ...]) -> list[FrequencyGrid]:
 def check(form: NormalForm, grid: FrequencyGrid, norm: float, peaks: list[Peak]) -> None:
     coefficients = gram(form.kernel)
     truth = dense_maximum(form, grid)
-    known = grid_peaks(coefficients, [grid], peaks)[0] if peaks else poor_peak(form, grid)
-    found, evaluations, best = prove_grid(coefficients, grid, norm, known, ONE_THREAD)
+    known = grid_peaks(coefficients, [grid], peaks, ONE_THREAD)[0] if peaks else poor_peak(form, grid)
+    found, evaluations, best = prove_grid(coefficients, grid, Wanted(norm), known, ONE_THREAD)
     assert found >= truth * (1 - 1e-14)
     assert found <= truth * (1 + 1e-6) + 1e-7
     assert found <= norm
@@ -131,7 +131,7 @@ def test_the_bound_holds_for_extremal_symbols_without_tolerance(degree: int, shi
     scale = float(form.kernel.abs().max()) * 2
     for known in (poor_peak(form, grid), _near(form, grid, float(truth * scale) ** 2 * (1 - 1e-6))):
         for norm in (scale * (1 + 1e-12), scale * 1.01, scale * 1.5):
-            found, _evaluations, _best = prove_grid(coefficients, grid, norm, known, ONE_THREAD)
+            found, _evaluations, _best = prove_grid(coefficients, grid, Wanted(norm), known, ONE_THREAD)
             with mpmath.workdps(precise.DIGITS):
                 assert mpmath.mpf(found) >= truth * scale
 
@@ -148,9 +148,57 @@ def test_an_error_of_the_gram_symbol_is_allowed_for(shift: float, sign: int) -> 
         even[0].view(-1, 2, 2).diagonal(dim1=1, dim2=2).sub_(sign * shift)
         wrong = replace(coefficients, even=even, error=coefficients.error + shift * (1 + 1e-9))
         grid = FrequencyGrid((11,), (1,), (1,), form.degrees)
-        for known in (poor_peak(form, grid), grid_peaks(wrong, [grid], [peak])[0]):
-            found, _evaluations, _best = prove_grid(wrong, grid, norm.upper, known, ONE_THREAD)
+        for known in (poor_peak(form, grid), grid_peaks(wrong, [grid], [peak], ONE_THREAD)[0]):
+            found, _evaluations, _best = prove_grid(wrong, grid, Wanted(norm.upper), known, ONE_THREAD)
             assert found >= dense_maximum(form, grid) * (1 - 1e-14)
+
+
+def noise(channels: int) -> NormalForm:
+    """White noise: nearly as large at every frequency, so that points are looked at one by one."""
+    return scaled_form(torch.from_numpy(np.random.default_rng(0).standard_normal((1, channels, channels, 3, 3))))
+
+
+def test_points_are_looked_at_within_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    form, execution = noise(24), Execution(device="cpu", jobs=1, memory=1 << 20)
+    coefficients, grid = gram(form.kernel), FrequencyGrid((40, 40), (0, 0), (1, 1), form.degrees)
+    norm, peak = certify_with_peak(form, 1e-2, execution=execution)
+    assert peak is not None
+    most, at = [0], Gram.at
+
+    def counted(self: Gram, phases: Phases, groups: Any = None) -> torch.Tensor:
+        most.append(len(phases[0]))
+        return at(self, phases, groups)
+
+    monkeypatch.setattr(Gram, "at", counted)
+    for known in (poor_peak(form, grid), grid_peaks(coefficients, [grid], [peak], execution)[0]):
+        found, evaluations, _best = prove_grid(coefficients, grid, Wanted(norm.upper), known, execution)
+        assert evaluations > 4 * max(most)
+        assert found >= dense_maximum(form, grid) * (1 - 1e-14)
+    assert max(most) * coefficients.bytes_each <= execution.memory
+
+
+def test_a_bound_that_is_enough_takes_less() -> None:
+    form = noise(6)
+    coefficients, grid = gram(form.kernel), FrequencyGrid((40, 40), (1, 0), (1, 1), form.degrees)
+    norm, peak = certify_with_peak(form, 1e-3, execution=ONE_THREAD)
+    assert peak is not None
+    known, truth = grid_peaks(coefficients, [grid], [peak], ONE_THREAD)[0], dense_maximum(form, grid)
+    spent = []
+    for excess in (0.0, 2e-3, 2e-2):
+        wanted = Wanted(norm.upper * 1.05, enough=truth * (1 + excess))
+        found, evaluations, _best = prove_grid(coefficients, grid, wanted, known, ONE_THREAD)
+        assert truth * (1 - 1e-14) <= found <= truth * (1 + excess) * (1 + 1e-6)
+        spent.append(evaluations)
+    assert spent[0] > spent[1] > spent[2]
+
+
+def test_when_the_time_is_up_the_norm_itself_is_the_bound() -> None:
+    form = noise(3)
+    coefficients, grid = gram(form.kernel), FrequencyGrid((9, 9), (0, 0), (1, 1), form.degrees)
+    calls = iter([False, False, *[True] * 1000])
+    wanted = Wanted(100.0, late=lambda: next(calls))
+    found, _evaluations, _best = prove_grid(coefficients, grid, wanted, poor_peak(form, grid), ONE_THREAD)
+    assert found == 100.0
 
 
 def _near(form: NormalForm, grid: FrequencyGrid, value: float) -> Peak:

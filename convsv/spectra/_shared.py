@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convsv.at_size import certify_at_size
+from convsv.at_size import Effort, certify_at_size
 from convsv.certificate import Budget, certify_with_peak
 from convsv.errors import UnavailableError
 from convsv.execution import Execution
@@ -89,7 +89,9 @@ class Shared:
             GeometryError: the layer has no output at this size.
             ContradictionError: the ends exclude each other, which is a bug.
         """
-        return certify_at_size(self.kernel, self.layer.geometry, *self.norm, execution=self.execution)
+        return certify_at_size(
+            self.kernel, self.layer.geometry, *self.norm, execution=self.execution, effort=self._effort(lower=True)
+        )
 
     @property
     def upper_at_size(self) -> Interval:
@@ -98,7 +100,12 @@ class Shared:
         Raises:
             GeometryError: the layer has no output at this size.
         """
-        return certify_at_size(self.kernel, self.layer.geometry, *self.norm, execution=self.execution, lower=False)
+        return certify_at_size(
+            self.kernel, self.layer.geometry, *self.norm, execution=self.execution, effort=self._effort(lower=False)
+        )
+
+    def _effort(self, *, lower: bool) -> Effort:
+        return Effort(lower=lower, tol=self._tol, seconds=(self._budget or Budget()).seconds)
 
     def once(self, function: Callable[[Shared], Result]) -> Result:
         """Return what a function makes of this, calling it the first time only."""
