@@ -6,6 +6,9 @@ spectra are flat, and a certificate has to cover the whole torus. ``--weights de
 to weaker noise, as training does. Without arguments the channels are an eighth of the real ones; the real thing:
 
     python tests/benchmarks/bench_unet.py --divide 1 --memory 4GiB --budget 0
+
+That takes an hour or so; with ``--keep FOLDER`` a second call goes on where a first one was stopped, and tells the time
+of what was left.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +132,37 @@ def peak(cores: int) -> float:
     return float(done.stdout)
 
 
+@contextmanager
+def watched(process: int) -> Iterator[list[int]]:
+    """Yield a list that afterwards holds the memory of a process and its children, every five seconds, in bytes.
+
+    Proportional set sizes: a page that several processes share is counted once.
+    """
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(5.0):
+            try:
+                children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()
+                seen.append(sum(map(proportional, [str(process), *children])))
+            except OSError:  # it has ended
+                continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
+
+
+def proportional(process: str) -> int:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
 def operations(report: Any, model: Path, facts: Path) -> float:
     """Count what was done: the circulant's operations from shapes, the certificate's from its evaluations."""
     layers = find_layers(open_checkpoint(model), geometry=GeometryOptions(sidecar=read_sidecar(facts)))
@@ -149,6 +185,7 @@ def main() -> None:
     parser.add_argument("--budget", default="0", help="seconds a layer; 0 for no limit")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--include", default="*", help="only these layers")
+    parser.add_argument("--keep", type=Path, help="folder for the model, its report and results; kept")
     given = parser.parse_args()
     convs = [
         Shape(c.name, max(c.out // given.divide, 4), max(c.inp // given.divide, 4), c.k, c.size, c.stride)
@@ -156,15 +193,23 @@ def main() -> None:
     ]
     assert len(convs) == 98
     with tempfile.TemporaryDirectory() as made:
-        model, facts, out = (Path(made) / name for name in ("unet.safetensors", "facts.toml", "report.json"))
-        write(model, convs, given.weights)
+        folder = given.keep or Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
+        model, facts, out = (folder / name for name in ("unet.safetensors", "facts.toml", "report.json"))
+        if not model.exists():
+            write(model, convs, given.weights)
         geometry(facts, convs)
         print(f"98 convolutions, {given.weights} weights, {model.stat().st_size / 1e9:.2f} GB of fp16", flush=True)
         command = [sys.executable, "-m", "convsv", "analyze", str(model), "--geometry", str(facts), "-o", str(out)]
         command += ["--tol", given.tol, "--method", "circulant", "--memory", given.memory, "--budget", given.budget]
-        command += ["--jobs", str(given.jobs), "--include", given.include, "--no-cache", "--quiet"]
+        command += ["--jobs", str(given.jobs), "--include", given.include, "--quiet"]
+        environment = {**os.environ, "CONVSV_CACHE_DIR": str(folder / "results")}
         started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+            with watched(process.pid) as memory:
+                process.wait()
+            if process.returncode:
+                raise SystemExit(process.returncode)
         wall = time.perf_counter() - started
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         report = json.loads(out.read_text(encoding="utf-8"))
@@ -172,7 +217,8 @@ def main() -> None:
         widths = [row["norm"]["upper"] / row["norm"]["lower"] - 1 for row in rows]
         reached = sum(width <= float(given.tol) * 1.0001 for width in widths)
         print(f"wall {wall:.1f} s, CPU {used.ru_utime + used.ru_stime:.1f} s on {given.jobs} cores")
-        print(f"peak of the largest process {used.ru_maxrss / 2**20:.2f} GiB")
+        largest, together = used.ru_maxrss / 2**20, max(memory, default=0) / 2**30
+        print(f"peak of the largest process {largest:.2f} GiB, of all together {together:.2f} GiB")
         print(f"{reached} of {len(rows)} intervals reached {given.tol}; the widest is {max(widths):.4g}")
         if given.include == "*":
             done, most = operations(report, model, facts), peak(given.jobs)
