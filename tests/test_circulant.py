@@ -282,7 +282,9 @@ def test_eigenvalues_are_accurate_for_every_kernel(data: st.DataObject, accuracy
         found = circulant(case.layer(stored), CPU, SpectrumOptions(accuracy=accuracy))
     assert found.error is not None
     assert np.abs(found.values - expected).max() <= found.error + 1e-13 * expected[0]
-    assert found.error <= max(accuracy, 1e-12) * expected[0] * (1 + 1e-9) + 1e-300
+    # Where taps cancel, what is left of their rounding is not small beside the largest value.
+    taps = 1e-14 * np.abs(stored).sum()
+    assert found.error <= max(accuracy, 1e-12) * expected[0] * (1 + 1e-9) + taps + 1e-300
 
 
 def square_problem(stored: np.ndarray, n: int) -> Problem:
