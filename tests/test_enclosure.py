@@ -217,6 +217,17 @@ def test_method_has_none_beyond_the_memory_budget() -> None:
         method_module.enclosure(square(4, 300).layer(), Execution("cpu", memory=1 << 20, jobs=1))
 
 
+@pytest.mark.parametrize("channels", [(1, 16), (16, 1)])
+def test_the_budget_counts_the_singular_values_of_the_smaller_side(channels: tuple[int, int]) -> None:
+    def refused(outputs: int, inputs: int) -> str:
+        layer = Case((outputs, inputs, 3, 3), Geometry((300, 300), (1, 1), ((1, 1), (1, 1)))).layer()
+        with pytest.raises(UnavailableError, match="memory budget") as error:
+            method_module.enclosure(layer, Execution("cpu", memory=1 << 20, jobs=1))
+        return str(error.value)
+
+    assert refused(*channels) == refused(1, 1)
+
+
 # ----------------------------------------------------------------------------------------------------- the command line
 
 
