@@ -105,7 +105,7 @@ class Gram:
         """Cut so many evaluations into parts that fit into memory and are worth a thread each."""
         least = max(1, _WORTH_A_THREAD // self.size**3)
         shared = execution.chunks(count, self.bytes_each)
-        most = max(1, execution.memory // (2 * execution.threads * self.bytes_each))
+        most = max(1, execution.memory // (2 * execution.threads * execution.sharers * self.bytes_each))
         length = min(max(least, shared[0][1] if shared else 1, _AMORTISED), most)
         return [(first, min(first + length, count)) for first in range(0, count, length)]
 

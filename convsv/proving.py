@@ -110,7 +110,7 @@ def prove_points(
     parts = coefficients.parts(len(points), execution)
     # Where memory is too short for a matrix a thread, BLAS shares each among its threads.
     least = execution.threads * coefficients.bytes_each + coefficients.bytes_held
-    alone = len(parts) == 1 or least > execution.memory
+    alone = len(parts) == 1 or least > execution.memory // execution.sharers
     results = [test(part) for part in parts] if alone else list(execution.map(test, parts))
     return np.array([one for result in results for one in result], dtype=np.bool_)
 

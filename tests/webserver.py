@@ -23,6 +23,8 @@ class Web:
         answers: other ways to answer, by path.
         sent: bytes of bodies.
         asked: the paths and ranges that were asked for.
+        done: that nobody waits for an answer any more.
+        outlasted: whether somebody waited longer for one than the server did.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Web:
     sent: int = 0
     asked: list[tuple[str, str]] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
+    outlasted: bool = False
 
     def url(self, name: str) -> str:
         return f"{self.address}/{name}"
@@ -102,7 +105,7 @@ def without_length(request: Request) -> None:
 
 def stalls(request: Request) -> None:
     """Take the question and never answer."""
-    request.web.done.wait(60)
+    request.web.outlasted |= not request.web.done.wait(60)
 
 
 def stalls_within(request: Request) -> None:
@@ -112,7 +115,7 @@ def stalls_within(request: Request) -> None:
     request.send_header("Content-Range", "bytes 0-65535/100000")
     request.end_headers()
     request.send(b"x" * 100)
-    request.web.done.wait(60)
+    request.web.outlasted |= not request.web.done.wait(60)
 
 
 def drips(request: Request) -> None:

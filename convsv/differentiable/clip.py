@@ -86,8 +86,7 @@ class SpectralClip:
             Whether it clipped.
 
         Raises:
-            UnavailableError: a weight is NaN or infinite.
-            ComputationError: a layer could not be brought within the norm.
+            ComputationError: a weight is NaN or infinite, or a layer could not be brought within the norm.
         """
         self._steps += 1
         if self._steps % self.every:
@@ -103,8 +102,7 @@ class SpectralClip:
             By module path the certified upper bound of the norm, at most ``max_norm``.
 
         Raises:
-            UnavailableError: a weight is NaN or infinite.
-            ComputationError: a layer could not be brought within the norm.
+            ComputationError: a weight is NaN or infinite, or a layer could not be brought within the norm.
         """
         found: dict[str, float] = {}
         with torch.no_grad():
