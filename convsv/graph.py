@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsv.errors import UnavailableError
-from convsv.layer import ConvLayer
+from convsv.layer import ConvLayer, as_float64
 
 __all__ = ["Constant", "Network", "Operation", "Shape"]
 
@@ -53,9 +53,7 @@ class Constant:
         """
         if self.read is None:
             raise UnavailableError(f"{self.problem}: {self.key}" if self.key else self.problem)
-        stored = np.asarray(self.read())
-        with np.errstate(invalid="ignore"):
-            values = (stored if stored.dtype.itemsize == 8 else stored.astype(np.float32)).astype(np.float64)
+        values = as_float64(np.asarray(self.read()))
         if not np.isfinite(values).all():
             raise UnavailableError(f"a value of {self.key or 'a constant'} is NaN or infinite")
         return values

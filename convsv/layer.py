@@ -27,6 +27,7 @@ __all__ = [
     "Folded",
     "Layout",
     "Writeback",
+    "as_float64",
     "from_canonical",
     "loosest",
     "normal_taps",
@@ -105,6 +106,20 @@ def loosest(geometry: Geometry) -> Geometry:
     if (groups, stride) == (geometry.groups, geometry.stride):
         return geometry
     return replace(geometry, groups=groups, stride=stride)
+
+
+def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return floating values of any dtype in a new array of float64, exactly, and without signalling NaNs.
+
+    Args:
+        values: any shape.
+    """
+    # The 8-bit floats have no direct cast to float64 in every numpy; float32 holds each of them exactly.
+    exact = values if values.dtype.itemsize == 8 else values.astype(np.float32)
+    # A signalling NaN becomes a quiet one here, of which numpy would warn wherever it is first computed with.
+    with np.errstate(invalid="ignore"):
+        quiet: NDArray[np.float64] = np.multiply(exact, 1.0, dtype=np.float64)
+    return quiet
 
 
 def rounded_to(values: NDArray[np.float64], dtype: str) -> NDArray[Any]:
@@ -302,8 +317,5 @@ class ConvLayer:
         return None if stored is None else to_canonical(stored, self.layout, self.geometry.groups)
 
     def _canonical(self, stored: NDArray[Any], groups: int) -> NDArray[np.float64]:
-        # fp8 -> float64 has no direct cast in every numpy; float32 holds each half-sized format exactly.
-        stored = stored if stored.dtype.itemsize == 8 else stored.astype(np.float32)
-        # Always a copy: torch warns of read-only arrays and refuses negative strides. Signalling NaNs make numpy warn.
-        with np.errstate(invalid="ignore"):
-            return np.array(to_canonical(stored, self.layout, groups), dtype=np.float64, order="C")
+        # Always a copy: torch warns of read-only arrays and refuses negative strides.
+        return np.array(to_canonical(as_float64(stored), self.layout, groups), dtype=np.float64, order="C")

@@ -272,3 +272,16 @@ def test_reports_say_what_was_folded(option: str, tmp_path: Path) -> None:
 
 def test_facts_do_not_need_geometry() -> None:
     assert ModuleFacts("a", "BatchNorm2d").geometry == GeometryFacts()
+
+
+@pytest.mark.parametrize("where", ["0.weight", "1.weight", "1.running_var"])
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 0x7F800001), ("float64", 0x7FF0000000000001)])
+def test_a_signalling_nan_is_a_nan_like_any_other(where: str, dtype: str, bits: int, tmp_path: Path) -> None:
+    model = randomised(nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2))).to(getattr(torch, dtype))
+    tensor = model.state_dict()[where]
+    tensor.view(-1).numpy().view(f"u{tensor.element_size()}")[0] = bits
+    layer = only(discover(saved(tmp_path, model), geometry=KNOWN))
+    assert layer.folded is not None
+    report = analyze_layer(layer, AnalysisOptions())
+    assert report.norm is None
+    assert "finite" in report.unavailable["norm"] or "NaN" in report.unavailable["norm"], report.unavailable

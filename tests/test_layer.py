@@ -14,7 +14,7 @@ import oracle
 from cases import GRID, Case, cases, make_layer
 from convsv.errors import GeometryError, UnavailableError
 from convsv.geometry import Geometry
-from convsv.layer import Layout, from_canonical, loosest, normal_taps, to_canonical
+from convsv.layer import Layout, as_float64, from_canonical, loosest, normal_taps, to_canonical
 
 PLAIN = Geometry((4, 4), (1, 1), ((1, 1), (1, 1)))
 
@@ -178,3 +178,11 @@ def test_loosest_reading_bounds_the_layer(case: Case) -> None:
         oracle.circular(kernel, size, stride=loose.stride, dilation=loose.dilation, groups=loose.groups)
     )[0]
     assert bound >= true * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"), [("float16", 0x7C01), ("float32", 0x7F800001), ("float64", 0x7FF0000000000001)]
+)
+def test_a_signalling_nan_is_read_without_a_word(dtype: str, bits: int) -> None:
+    values = np.array([bits], f"u{np.dtype(dtype).itemsize}").view(dtype)
+    assert np.isnan(as_float64(values)).all()

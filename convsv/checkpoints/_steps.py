@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,6 @@ __all__ = [
     "Step",
     "Values",
     "WeightNorm",
-    "as_float64",
     "row_axes",
     "spectral_normalised",
     "weight_normalised",
@@ -76,13 +75,6 @@ class Step(ABC):
     def support(self, values: Values) -> NDArray[np.bool_] | None:
         """Return where the output can differ from zero; None for everywhere."""
         return None
-
-
-def as_float64(values: NDArray[Any]) -> Array:
-    """Return floating values in float64, exactly."""
-    # The 8-bit floats have no direct cast to float64 in every numpy; float32 holds each of them exactly.
-    exact = values if values.dtype == np.float64 else values.astype(np.float32)
-    return exact.astype(np.float64)
 
 
 # -------------------------------------------------------------------------------------------------------- weight_norm

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsv.checkpoints import StoredTensor
-from convsv.checkpoints._steps import Array, Step, Values, as_float64
+from convsv.checkpoints._steps import Array, Step, Values
 from convsv.errors import UnavailableError
-from convsv.layer import rounded_to
+from convsv.layer import as_float64, rounded_to
 
 if TYPE_CHECKING:
     from convsv.checkpoints.writing import Edit

@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convsv.checkpoints import Checkpoint, ModuleFacts, Normalisation, StoredTensor
-from convsv.checkpoints._steps import as_float64
 from convsv.checkpoints.naming import Place, locate, natural
 from convsv.geometry import Geometry
-from convsv.layer import Folded, Layout, from_canonical, to_canonical
+from convsv.layer import Folded, Layout, as_float64, from_canonical, to_canonical
 
 if TYPE_CHECKING:
     from convsv.checkpoints.candidates import Find

@@ -28,7 +28,7 @@ METHODS = ("scale", "nearest")
 _ATTEMPTS = 60
 _SHARP = 1e-3
 """The same where the nearest kernel is asked for."""
-_WIDTH = 3e-2
+_WIDTH = 4e-2
 """Relative width of the certified intervals: a layer ends at most so much below the norm that is allowed."""
 
 
