@@ -6,6 +6,7 @@ import atexit
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _CACHES = tempfile.mkdtemp(prefix="convsv-tests-")
 _NUMBERS = itertools.count()
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+# Started in the background, or by nohup, these are ignored, and the tests' programs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 os.environ["CONVSV_CACHE_DIR"] = f"{_CACHES}/shared"
 
 # A deadline would be an assertion about time. Derandomised in CI: a failure there can be repeated here.

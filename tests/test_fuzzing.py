@@ -72,7 +72,8 @@ def test_a_conversation_that_nobody_changed_is_read(file: str, way: str) -> None
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="the system does not tell limits")
-def test_a_forked_child_is_confined_like_one_that_was_started(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [0, 200], ids=lambda n: f"{n} files open before")
+def test_a_forked_child_is_confined_like_one_that_was_started(others: int, tmp_path: Path) -> None:
     (tmp_path / "m.h5").write_bytes(seeds.hdf5())
     file = RegularFile(tmp_path / "m.h5")
 
@@ -89,8 +90,13 @@ def test_a_forked_child_is_confined_like_one_that_was_started(tmp_path: Path) ->
             worker.ask_json({"do": "index"})
         return answer, limits, opened, str(error.value)
 
-    started = seen()
-    with mock.patch.object(_child.subprocess, "Popen", zygote.Forked):
+    with contextlib.ExitStack() as stack:
+        for _ in range(others):
+            stack.enter_context((tmp_path / "m.h5").open("rb"))
+        file = RegularFile(tmp_path / "m.h5")
+        started = seen()
+        stack.enter_context(mock.patch.object(zygote, "_zygotes", {}))
+        stack.enter_context(mock.patch.object(_child.subprocess, "Popen", zygote.Forked))
         assert seen() == started
 
 

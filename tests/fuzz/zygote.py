@@ -16,10 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO
 
-HIGH = 100
-"""Descriptors are moved up here before they are put where the program expects them."""
 _popen = subprocess.Popen  # the real one, while the stand-in has its place
 _zygotes: dict[str, socket.socket] = {}
 
@@ -104,12 +103,12 @@ def main(control: str, program: str, *folders: str) -> None:
 
 def _become(module: Any, request: dict[str, Any], descriptors: list[int]) -> None:
     with contextlib.suppress(BaseException):
-        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, HIGH) for descriptor in descriptors]
-        os.closerange(3, HIGH)
-        for source, target in zip(moved, [0, 1, *request["descriptors"]], strict=True):
+        targets = [0, 1, *request["descriptors"]]
+        moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, max(targets) + 1) for descriptor in descriptors]
+        for source, target in zip(moved, targets, strict=True):
             os.dup2(source, target)
-        for descriptor in moved:
-            if descriptor not in request["descriptors"]:
+        for descriptor in {int(entry.name) for entry in Path("/proc/self/fd").iterdir()} - {*targets, 2}:
+            with contextlib.suppress(OSError):  # that of the list itself
                 os.close(descriptor)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2)
