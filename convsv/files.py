@@ -24,7 +24,7 @@ from typing import Any
 
 from convsv.errors import OutputError, UsageError
 
-__all__ = ["beside", "output_errors", "put_in_place", "replacing", "settle", "sync_folder"]
+__all__ = ["beside", "output_errors", "put_in_place", "replacing", "settle", "sync_folder", "write_all"]
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -141,6 +141,18 @@ def _sweep(number: int, frame: FrameType | None) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ taking a name
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, position: int) -> None:
+    """Write all of ``data`` at a position.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest[: 1 << 30], position)
+        rest, position = rest[written:], position + written
 
 
 def settle(path: Path, mode: int | None = None) -> None:

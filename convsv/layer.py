@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from convsv.errors import GeometryError, UnavailableError
+from convsv.errors import ComputationError, GeometryError, UnavailableError
 from convsv.geometry import Geometry
 
 __all__ = [
@@ -114,8 +114,8 @@ def as_float64(values: NDArray[Any]) -> NDArray[np.float64]:
     Args:
         values: any shape.
     """
-    # The 8-bit floats have no direct cast to float64 in every numpy; float32 holds each of them exactly.
-    exact = values if values.dtype.itemsize == 8 else values.astype(np.float32)
+    # The 8-bit floats have no direct cast to float64 in every numpy; float32 holds each half-sized format exactly.
+    exact = values if values.dtype.itemsize >= 4 else values.astype(np.float32)
     # A signalling NaN becomes a quiet one here, of which numpy would warn wherever it is first computed with.
     with np.errstate(invalid="ignore"):
         quiet: NDArray[np.float64] = np.multiply(exact, 1.0, dtype=np.float64)
@@ -199,6 +199,10 @@ class Folded:
     known: bool = True
 
 
+def _only_named() -> NDArray[Any]:
+    raise ComputationError("this layer is only named here")
+
+
 @dataclass(frozen=True)
 class ConvLayer:
     """A convolution found in a checkpoint, or made by hand.
@@ -242,6 +246,10 @@ class ConvLayer:
     def kind(self) -> str:
         """``conv2d``, ``conv_transpose1d`` and so on."""
         return f"conv{'_transpose' if self.geometry.transposed else ''}{len(self.kernel_size)}d"
+
+    def bare(self) -> ConvLayer:
+        """Return the layer without what reads it: it is only named, keeps no file open, and can travel."""
+        return replace(self, read=_only_named, writeback=None, recipe=None)
 
     def kernel(self, groups: int | None = None) -> NDArray[np.float64]:
         """Return the kernel as ``(G, O, I, *K)`` in float64.
@@ -317,5 +325,5 @@ class ConvLayer:
         return None if stored is None else to_canonical(stored, self.layout, self.geometry.groups)
 
     def _canonical(self, stored: NDArray[Any], groups: int) -> NDArray[np.float64]:
-        # Always a copy: torch warns of read-only arrays and refuses negative strides.
-        return np.array(to_canonical(as_float64(stored), self.layout, groups), dtype=np.float64, order="C")
+        # Never what was read: torch warns of read-only arrays and refuses negative strides.
+        return np.ascontiguousarray(to_canonical(as_float64(stored), self.layout, groups))

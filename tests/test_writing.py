@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from convsv.checkpoints import FORMATS, Checkpoint, _copying, open_checkpoint, writing
 from convsv.checkpoints._file import RegularFile
-from convsv.checkpoints._place import Place, write_all
+from convsv.checkpoints._place import Place
 from convsv.checkpoints.safetensors import Safetensors
 from convsv.checkpoints.writing import Edit, save_edited
 from convsv.errors import CheckpointError, OutputError, UsageError
+from convsv.files import write_all
 from edits import differences, edit, element_bytes, names, random_values, tensor
 
 SHAPE = (4, 3, 2, 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convsv.checkpoints import Checkpoint
 from convsv.checkpoints._file import RegularFile
-from convsv.checkpoints._place import write_all
+from convsv.files import write_all
 
 __all__ = ["copy_file", "counterpart"]
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from convsv.checkpoints._file import RegularFile
 from convsv.checkpoints._strided import DTYPES, StridedView, TensorRecord, split_view
+from convsv.files import write_all
 
-__all__ = ["Place", "write_all"]
+__all__ = ["Place"]
 
 _BATCH = 1 << 18
 
@@ -152,15 +153,3 @@ class Place:
         swap = self.big_endian != (sys.byteorder == "big")
         np.ndarray(shape, word, buffer, strides=strides)[...] = words.byteswap() if swap else words
         write_all(descriptor, buffer, self.first)
-
-
-def write_all(descriptor: int, data: bytes | bytearray, position: int) -> None:
-    """Write all of ``data`` at a position.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    rest = memoryview(data)
-    while rest:
-        written = os.pwrite(descriptor, rest[: 1 << 30], position)
-        rest, position = rest[written:], position + written

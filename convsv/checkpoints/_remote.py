@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from convsv.checkpoints._address import WEB, RemotePath, check_address, neighbour, scheme_of
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
+from convsv.files import write_all
 
 __all__ = ["MOST_FETCHED", "RemoteFile"]
 
@@ -216,14 +217,12 @@ class _Spool:
     def _keep(self, piece: bytes) -> None:
         if self._have + len(piece) > MOST_FETCHED:
             raise UnsafeCheckpointError("is too large to be fetched whole", found="no end", advice=_ADVICE)
-        view = memoryview(piece)
-        while view:
-            try:
-                written = os.pwrite(self.descriptor, view, self._have)
-            except OSError as error:
-                why = error.strerror or str(error)
-                raise CheckpointError("cannot be kept in a temporary file", found=why, advice="set TMPDIR") from None
-            view, self._have = view[written:], self._have + written
+        try:
+            write_all(self.descriptor, piece, self._have)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise CheckpointError("cannot be kept in a temporary file", found=why, advice="set TMPDIR") from None
+        self._have += len(piece)
 
 
 _ADVICE = f"at most {MOST_FETCHED >> 30} GiB are: fetch it yourself, or as .safetensors from a server that sends parts"

@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from convsv.checkpoints._place import write_all
 from convsv.checkpoints._zip import DEFLATED, StoredZip, ZipEntry
 from convsv.errors import CheckpointError
+from convsv.files import write_all
 
 __all__ = ["replace_entry"]
 

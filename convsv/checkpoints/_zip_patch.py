@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convsv.checkpoints._file import RegularFile
-from convsv.checkpoints._place import Place, write_all
+from convsv.checkpoints._place import Place
 from convsv.checkpoints._zip import StoredZip, ZipEntry
 from convsv.checkpoints.writing import Edit
+from convsv.files import write_all
 
 __all__ = ["renew_checksums"]
 

@@ -7,7 +7,7 @@ all of these are equal, only what reads the tensors is exchanged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from convsv.checkpoints import Checkpoint
@@ -79,7 +79,7 @@ class Pattern:
             if number is None or layer.folded or layer.read is not checkpoint.tensors[number].read:
                 return None
             positions.append(number)
-        bare = tuple(replace(layer, read=_unread, writeback=None, recipe=None) for layer in layers)
+        bare = tuple(layer.bare() for layer in layers)
         return Pattern(bare, tuple(positions))
 
     def filled(self, checkpoint: Checkpoint, recipe: Recipe) -> tuple[ConvLayer, ...]:
@@ -89,7 +89,3 @@ class Pattern:
             changed(layer, read=tensors[number].read, writeback=Plain(tensors[number]), recipe=recipe)
             for layer, number in zip(self.layers, self.positions, strict=True)
         )
-
-
-def _unread() -> Any:
-    raise AssertionError("a pattern reads nothing")

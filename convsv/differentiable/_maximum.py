@@ -7,7 +7,7 @@ equally large, the one that was found gives one element of the subdifferential.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +70,11 @@ def leading_pairs(stacks: Sequence[Tensor]) -> list[Pairs]:
     Args:
         stacks: each ``(B, m, n)`` float64, outside of any graph; sizes may differ from one to the next.
     """
-    alike: dict[Hashable, list[int]] = {}
-    for place, stack in enumerate(stacks):
-        alike.setdefault((stack.shape[1:], stack.device), []).append(place)
-    joined = [
-        torch.cat([stacks[p] for p in places]) if len(places) > 1 else stacks[places[0]] for places in alike.values()
-    ]
+    alike = _alike((stack.shape[1:], stack.device) for stack in stacks)
+    joined = [torch.cat([stacks[p] for p in places]) if len(places) > 1 else stacks[places[0]] for places in alike]
     shorts = [short_side(stack) for stack in joined]
     found: dict[int, Pairs] = {}
-    for places, stack, short, few in zip(alike.values(), joined, shorts, _left(shorts), strict=True):
+    for places, stack, short, few in zip(alike, joined, shorts, _left(shorts), strict=True):
         many = short.mT @ few
         norms = torch.linalg.vector_norm(many, dim=1, keepdim=True)
         many = many / norms
@@ -89,14 +85,21 @@ def leading_pairs(stacks: Sequence[Tensor]) -> list[Pairs]:
     return [found[place] for place in range(len(stacks))]
 
 
+def _alike(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Return the places of equal keys, together."""
+    places: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    return list(places.values())
+
+
 def _left(shorts: Sequence[Tensor]) -> list[Tensor]:
     """Return leading left singular vectors ``(B, m, 1)`` of each: the Gram matrices of one size all together."""
-    alike: dict[Hashable, list[int]] = {}
-    for place, short in enumerate(shorts):
-        rows = short.shape[1]
-        alike.setdefault((rows, short.device) if 1 < rows <= DIRECT else place, []).append(place)
+    keys = (
+        (short.shape[1], short.device) if 1 < short.shape[1] <= DIRECT else place for place, short in enumerate(shorts)
+    )
     found: dict[int, Tensor] = {}
-    for places in alike.values():
+    for places in _alike(keys):
         if len(places) == 1:
             found[places[0]] = leading_rows(shorts[places[0]])[..., None]
             continue

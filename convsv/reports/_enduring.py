@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from convsv.files import write_all
+
 __all__ = ["EnduringFile"]
 
 
@@ -80,17 +82,15 @@ class EnduringFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write all of it, or seem to."""
-        rest = memoryview(data).cast("B")
-        count, position = len(rest), self._at
+        whole = memoryview(data).cast("B")
         try:
-            while rest and self._refusal is None:
-                written = os.pwrite(self._descriptor, rest, position)
-                rest, position = rest[written:], position + written
+            if self._refusal is None:
+                write_all(self._descriptor, whole, self._at)
         except OSError as error:
             self._refused(error)
-        self._at += count
+        self._at += len(whole)
         self._size = max(self._size, self._at)
-        return count
+        return len(whole)
 
     def truncate(self, size: int | None = None) -> int:
         """Let it end there, or seem to."""

@@ -143,12 +143,14 @@ class Dispatcher:
         ordered = tasks if whole else sorted(tasks, key=lambda task: -task.seconds)
         together: list[_Task] = []
         rank: tuple[float, ...] = ()
+        spent = 0.0
         for number, task in enumerate(ordered):
             rank = rank if together else (call, 0.0 if whole else -task.seconds, number)
             together.append(task)
-            if sum(task.seconds for task in together) >= _BATCH_SECONDS:
+            spent += task.seconds
+            if spent >= _BATCH_SECONDS:
                 yield _Entry(rank, together)
-                together = []
+                together, spent = [], 0.0
         if together:
             yield _Entry(rank, together)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from convsv.checkpoints.recipe import Recipe
 from convsv.checkpoints.reopening import reopened, still_the_same
-from convsv.errors import ComputationError
 from convsv.layer import ConvLayer
 from convsv.results import LayerReport
 
@@ -62,17 +59,8 @@ class Batch:
         if "://" not in recipe.path:
             # A worker on another machine has another working folder.
             recipe = replace(recipe, path=os.path.abspath(recipe.path))  # noqa: PTH100 - links stay as they are
-        bare = tuple(replace(layer, read=_elsewhere, writeback=None, recipe=None) for layer in layers)
+        bare = tuple(layer.bare() for layer in layers)
         return Batch(recipe, bare, options, device, piece)
-
-
-def _elsewhere() -> NDArray[Any]:
-    """Stand for what reads a layer, where it is only named.
-
-    Raises:
-        ComputationError: always.
-    """
-    raise ComputationError("this layer is only named here")
 
 
 def can_travel(layer: ConvLayer) -> bool:
