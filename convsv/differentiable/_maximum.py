@@ -80,7 +80,7 @@ def leading_pairs(stacks: Sequence[Tensor]) -> list[Pairs]:
         many = many / norms
         left, right = (few, many) if short is stack else (many, few)
         sizes = [len(stacks[place]) for place in places]
-        parts = [torch.split(part, sizes) for part in (norms[:, 0, 0], left, right)]
+        parts = [part.split_with_sizes(sizes) for part in (norms[:, 0, 0], left, right)]
         found.update({place: Pairs(*pairs) for place, *pairs in zip(places, *parts, strict=True)})
     return [found[place] for place in range(len(stacks))]
 
@@ -105,7 +105,7 @@ def _left(shorts: Sequence[Tensor]) -> list[Tensor]:
             continue
         grams = torch.cat([shorts[place] @ shorts[place].mT for place in places])
         vectors = leading_eigenvectors(grams)[..., None]
-        found.update(zip(places, torch.split(vectors, [len(shorts[place]) for place in places]), strict=True))
+        found.update(zip(places, vectors.split_with_sizes([len(shorts[place]) for place in places]), strict=True))
     return [found[place] for place in range(len(shorts))]
 
 
