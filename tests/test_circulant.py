@@ -479,6 +479,14 @@ def test_values_do_not_depend_on_the_number_of_threads() -> None:
     assert all(np.array_equal(results[0], other) for other in results[1:])  # type: ignore[arg-type]
 
 
+def test_the_error_does_not_depend_on_the_number_of_threads() -> None:
+    stored = np.random.default_rng(0).standard_normal((48, 40, 3, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("convsv.spectra.circulant.choose_route", lambda *of: ByGram(*of[:2], 1e-9))
+        found = [circulant(square(stored, 32).layer(stored), Execution("cpu", jobs=jobs)) for jobs in (1, 2, 3, 5)]
+    assert len({one.error for one in found}) == 1
+
+
 def test_values_do_not_depend_on_the_memory_budget() -> None:
     layer, budgets = square(LARGE, 32).layer(LARGE), (1 << 20, 1 << 30)
     results = [circulant(layer, Execution("cpu", memory=memory, jobs=2)) for memory in budgets]

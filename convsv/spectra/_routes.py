@@ -28,6 +28,8 @@ _ACCURACY = {"float64": 1e-9, "float32": 1e-6}
 _SMALL = {"float64": 3e7, "float32": 1e6}
 """Nanoseconds of work up to which an SVD in the dtype itself is cheap enough, whatever its accuracy."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_SAMPLE_SHARES = 16
+"""Parts of the sample that threads share."""
 _WORKSPACE = 4
 """LAPACK's copy, its workspace and the real and imaginary part, as multiples of a complex matrix."""
 
@@ -161,7 +163,8 @@ class ByGram:
         self._svd = BySvd(problem, torch.float64, device)
         self._gram = sharp_gram(problem.kernel.to(device), execution)
         self._target = 0.0
-        shares = problem.sample().chunk(4 * execution.threads)
+        # As many whatever the threads: how matrices are batched shows in the last digits.
+        shares = problem.sample().chunk(_SAMPLE_SHARES)
         tried = list(execution.map(lambda share: self._eigenvalues(share, device), shares))
         largest, doubt = (torch.cat([one[part] for one in tried]) for part in (0, 1))
         sure = torch.nan_to_num(largest[..., -1] - doubt, nan=0.0)
