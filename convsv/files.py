@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all; and small files, read without trust in their names.
 
 What is written goes to a hidden neighbour first, ``.<name>.<8 hexadecimal digits>.part``, is flushed to the disk, and
 then takes the name in one step. At every moment there is either what was there before or what is new, each whole. The
@@ -24,9 +24,10 @@ from typing import Any
 
 from convsv.errors import OutputError, UsageError
 
-__all__ = ["beside", "output_errors", "put_in_place", "replacing", "settle", "sync_folder", "write_all"]
+__all__ = ["beginning", "beside", "output_errors", "put_in_place", "replacing", "settle", "sync_folder", "write_all"]
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_NON_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 
@@ -75,6 +76,35 @@ def output_errors(path: str) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         raise OutputError("cannot be written", path=path, found=why, advice="give another place") from error
+
+
+def beginning(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return up to ``most`` bytes from the beginning of a regular file.
+
+    It is opened first and looked at then, so that nothing can take its place between; a FIFO or a device neither
+    blocks nor is read.
+
+    Args:
+        path: the file.
+        most: how many bytes.
+
+    Raises:
+        UsageError: it is not there, not a regular file, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _NON_BLOCKING)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError("is not a regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(min(most, status.st_size))
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, ValueError):  # a NUL byte is in no name
+        raise UsageError("no such file") from None
+    except OSError as error:
+        raise UsageError("cannot be read", found=error.strerror or str(error)) from None
 
 
 # --------------------------------------------------------------------------------------------------------- neighbours

@@ -10,12 +10,12 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from convsv.errors import CorruptCheckpointError, GeometryError, UsageError, error_context
+from convsv.files import beginning
 from convsv.geometry import ORIGINS, Geometry
 from convsv.results import (
     Check,
@@ -43,13 +43,10 @@ Object = Mapping[str, Any]
 def looks_like_report(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file begins as a report does: an object whose first key is ``schema``."""
     try:
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as file:
-            head = b"".join(file.read(_HEAD).split())
-    except OSError:
+        head = beginning(path, _HEAD)
+    except UsageError:
         return False
-    return head.startswith(b'{"schema":')
+    return b"".join(head.split()).startswith(b'{"schema":')
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
@@ -63,7 +60,7 @@ def read_report(path: str | os.PathLike[str]) -> Report:
         CorruptCheckpointError: it is no report, or not a whole one.
     """
     with error_context(path=str(path)):
-        whole = _parsed(Path(path))
+        whole = _parsed(path)
         if not isinstance(whole, dict) or whole.get("schema") != SCHEMA:
             found = whole.get("schema") if isinstance(whole, dict) else type(whole).__name__
             raise CorruptCheckpointError(f"is no report of the schema {SCHEMA}", found=repr(found))
@@ -81,17 +78,12 @@ def read_report(path: str | os.PathLike[str]) -> Report:
             raise CorruptCheckpointError("is not a whole report", found=what, advice="write it again") from None
 
 
-def _parsed(path: Path) -> Any:
-    if not path.exists():
-        raise UsageError("no such file")
-    if not path.is_file():
-        raise UsageError("is not a regular file")
+def _parsed(path: str | os.PathLike[str]) -> Any:
+    content = beginning(path, _MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise CorruptCheckpointError(f"a report may have at most {_MAX_BYTES} bytes")
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise CorruptCheckpointError(f"a report may have at most {_MAX_BYTES} bytes")
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError("cannot be read", found=error.strerror or str(error)) from None
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError("is not JSON", found=str(error) or "too deeply nested") from None
 

@@ -6,10 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from convsv.errors import UsageError
+from convsv.files import beginning
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,23 +34,15 @@ def read_toml(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     Raises:
         UsageError: it is not there, not a regular file, too large, not UTF-8 or not TOML.
     """
-    text = _text(Path(path), what)
+    text = _text(path, what)
     try:
         return dict(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise UsageError("is not a TOML file", found=str(error) or "too deeply nested") from None
 
 
-def _text(path: Path, what: str) -> str:
-    if not path.exists():
-        raise UsageError("no such file")
-    if not path.is_file():
-        raise UsageError("is not a regular file")
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError("cannot be read", found=error.strerror or str(error)) from None
+def _text(path: str | os.PathLike[str], what: str) -> str:
+    content = beginning(path, _MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise UsageError(f"{what} may have at most {_MAX_BYTES} bytes")
     try:

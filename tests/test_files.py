@@ -16,14 +16,14 @@ import pytest
 
 from convsv import files
 from convsv.errors import OutputError, UsageError
-from convsv.files import beside, put_in_place, replacing, settle
+from convsv.files import beginning, beside, put_in_place, replacing, settle
 
 ENDING = [signal.SIGTERM, signal.SIGHUP]
 
 WAITS = """
 import os, signal, sys, time
 from pathlib import Path
-from convsv.files import beside, replacing
+from convsv.files import beginning, beside, replacing
 folder = Path(sys.argv[1])
 with beside(folder / "shards") as made, replacing(str(folder / "report.json")) as report:
     made.mkdir()
@@ -245,3 +245,44 @@ def test_a_folder_that_is_read_only_is_an_output_error(tmp_path: Path) -> None:
             pass
     finally:
         tmp_path.chmod(0o700)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_the_beginning_of_a_file_is_what_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert [beginning(tmp_path / "x", most) for most in (0, 2, 3, 4, 1 << 40)] == [b"", b"ab", b"abc", b"abc", b"abc"]
+
+
+ODD = {
+    "nothing": lambda path: None,
+    "a folder": os.mkdir,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_is_refused_at_once_also_where_it_takes_the_place_of_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = tmp_path / "x", os.open
+    path.write_bytes(b"abc")
+
+    def swapping(name: object, flags: int, *more: object) -> int:
+        path.unlink()
+        ODD[kind](path)
+        return opened(name, flags, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", swapping)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UsageError, match=r"no such file|not a regular file|cannot be read"):
+        beginning(path, 3)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_name_with_a_nul_byte_is_that_of_no_file() -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        beginning("a\0b", 3)
