@@ -102,6 +102,8 @@ class Execution:
     def chunks(self, count: int, bytes_each: int) -> list[tuple[int, int]]:
         """Return ranges ``(start, stop)`` that cover ``count`` items and fit into the budget all threads at once.
 
+        A single item may be too large for that: :meth:`map_chunks` then lets fewer threads work.
+
         Args:
             count: number of items.
             bytes_each: peak memory of the work on one item.
@@ -113,7 +115,7 @@ class Execution:
         length = max(1, share // max(1, bytes_each))
         return [(start, min(start + length, count)) for start in range(0, count, length)]
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T], at_once: int | None = None) -> Iterator[R]:
         """Yield ``function(item)`` for every item, in order, computed on the thread pool.
 
         Few more items than threads are taken ahead of what the caller has consumed.
@@ -121,17 +123,19 @@ class Execution:
         Args:
             function: called in a worker thread, with one BLAS thread and full precision.
             items: taken lazily.
+            at_once: how many items fit into memory at one time; None where all threads may work.
         """
+        ahead = 2 * self.threads if at_once is None or at_once >= self.threads else at_once
         with one_thread_a_call(), full_precision():
-            if self.threads == 1:
+            if self.threads == 1 or ahead <= 1:
                 yield from map(function, items)
                 return
             if not getattr(_HERE, "is_working", False):
-                yield from _in_order(_lasting_pool(self.threads), function, items, ahead=2 * self.threads)
+                yield from _in_order(_lasting_pool(self.threads), function, items, ahead)
                 return
             # Within a thread of the pool that lasts, which would wait for itself.
             with _new_pool(self.threads) as pool:
-                yield from _in_order(pool, function, items, ahead=2 * self.threads)
+                yield from _in_order(pool, function, items, ahead)
 
     def map_chunks(
         self, count: int, bytes_each: int, function: ChunkFunction[R], share: tuple[int, int] = (0, 1)
@@ -156,7 +160,8 @@ class Execution:
 
         ranges, (number, total) = self.chunks(count, bytes_each), share
         mine = ranges[len(ranges) * number // total : len(ranges) * (number + 1) // total]
-        for results in self.map(work, mine):
+        longest = max((stop - start for start, stop in mine), default=1)
+        for results in self.map(work, mine, self.memory // max(1, self.sharers * longest * bytes_each)):
             yield from results
 
 

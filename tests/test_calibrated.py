@@ -280,3 +280,12 @@ def test_little_memory_leaves_the_moments() -> None:
     found = calibrated(case.layer(), Execution("cpu", memory=1 << 20, jobs=1))
     assert found.count == 8 * 60 * 60
     assert found.frobenius == pytest.approx(frobenius_norm(canonical(case), case.geometry), rel=1e-6)
+
+
+def test_no_value_depends_on_threads_or_on_who_shares_the_budget() -> None:
+    layer = image(8, 24).layer()
+    for memory in (1 << 20, 3 << 20, 12 << 20, 48 << 20):
+        plans = [Execution("cpu", memory=memory, jobs=jobs, sharers=n) for jobs, n in ((1, 1), (2, 1), (4, 1), (1, 3))]
+        first, *others = (calibrated(layer, plan) for plan in plans)
+        for other in others:
+            np.testing.assert_array_equal(first.values, other.values)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from convsv import execution
@@ -102,6 +102,29 @@ def test_map_takes_few_items_ahead(jobs: int) -> None:
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert next(taken) <= 2 * jobs
+
+
+@example(8, 700_000, 3, 1)
+@example(8, 400_000, 4, 1)
+@example(8, 300_000, 2, 2)
+@given(st.integers(1, 30), st.integers(1, 1 << 21), st.integers(1, 4), st.integers(1, 3))
+@settings(max_examples=30)
+def test_what_is_in_work_at_one_time_fits_the_budget(count: int, each: int, jobs: int, sharers: int) -> None:
+    execution = Execution("cpu", memory=1 << 20, jobs=jobs, sharers=sharers)
+    lock, in_work, largest = threading.Lock(), 0, 0
+
+    def work(start: int, stop: int, _: torch.device) -> int:
+        nonlocal in_work, largest
+        with lock:
+            in_work += stop - start
+            largest = max(largest, in_work)
+        time.sleep(1e-3)
+        with lock:
+            in_work -= stop - start
+        return stop - start
+
+    assert sum(execution.map_chunks(count, each, work)) == count
+    assert largest <= max(1, execution.memory // sharers // each)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

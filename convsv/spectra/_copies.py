@@ -69,13 +69,13 @@ def affordable_copy(kernel: Tensor, geometry: Geometry, execution: Execution) ->
     Args:
         kernel: ``(G, O, I, *K)``.
         geometry: the layer's.
-        execution: its memory budget counts.
+        execution: its whole memory budget counts, not its threads: they change no number.
     """
     for copy in smaller_copies(geometry, tuple(kernel.shape[3:])):
         operator = ConvOperator(kernel[:1], replace(copy, groups=1))
         short, long = sorted((math.prod(operator.input_shape), math.prod(operator.output_shape)))
         # The matrix, what it is made from, and what the decomposition needs beside it.
-        fits = 8 * 4 * short * long <= execution.memory // execution.threads
+        fits = 8 * 4 * short * long <= execution.memory // 2
         if fits and short <= _SIDE and len(kernel) * long * short * short <= _WORK:
             return copy
     return None
