@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).with_name("fuzz")))
 
 import remote
 import seeds
+import store
 import zygote
 from limits import limited
 from mutation import mutated, operations
@@ -69,6 +70,22 @@ def test_a_damaged_file_ends_in_our_own_error_or_in_tensors(name: str, place: Ca
 def test_a_conversation_that_nobody_changed_is_read(file: str, way: str) -> None:
     pytest.importorskip("urllib3")
     assert remote.attack(file, remote.conversation(file, way), lambda _: None) == len(remote.KERNELS)
+
+
+def test_the_answers_of_a_store_that_nobody_changed_are_read() -> None:
+    lines = store.conversation("m.safetensors")
+    assert store.attack("m.safetensors", lines, lambda _: None) == len(remote.KERNELS)
+
+
+def test_a_store_that_shows_another_state_once_gives_numbers_of_one_state_or_none() -> None:
+    lines = store.conversation("m.safetensors").split(b"\n")
+    counts = []
+    for number in range(1, len(lines) - 1, 2):
+        changed = [line.replace(b"one", b"two") if n > number else line for n, line in enumerate(lines)]
+        changed[number] = changed[number].replace(b"false", b"true")
+        with contextlib.suppress(CorruptCheckpointError):
+            counts.append(store.attack("m.safetensors", b"\n".join(changed), lambda _: None))
+    assert counts == [0, 1, 2, 2]  # at the first the file does not even open
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="the system does not tell limits")

@@ -51,13 +51,12 @@ class FsspecSource:
 
     def __init__(self, address: str) -> None:
         self._system, self._path = _system(address)
-        info = self._info()
+        info, self._version = self._info()
         if info.get("type") == "directory":
             raise CheckpointError("is a folder", advice="name a file in it")
         if type(info.get("size")) is not int or info["size"] < 0:
             raise CheckpointError("the store does not tell the size")
         self.size: int | None = info["size"]
-        self._version = _version(info)
         self.version = printable(self._version)
 
     def read(self, start: int, count: int) -> bytes:
@@ -68,10 +67,10 @@ class FsspecSource:
             CheckpointError: the store does not answer.
         """
         data: bytes = _ask(count, lambda: self._system.cat_file(self._path, start=start, end=start + count))
-        info = self._info()
-        if (info.get("size"), _version(info)) != (self.size, self._version):
+        info, version = self._info()
+        if (info.get("size"), version) != (self.size, self._version):
             raise CorruptCheckpointError(
-                "changed while it was read", found=f"version {printable(_version(info))}, not {self.version}"
+                "changed while it was read", found=f"version {printable(version)}, not {self.version}"
             )
         if len(data) != count:
             found = f"{len(data)} bytes, where {count} were asked for"
@@ -86,10 +85,13 @@ class FsspecSource:
         """
         raise NotImplementedError
 
-    def _info(self) -> dict[str, Any]:
-        def ask() -> dict[str, Any]:
+    def _info(self) -> tuple[dict[str, Any], str]:
+        """Return what the store says about the file, and what it calls its state."""
+
+        def ask() -> tuple[dict[str, Any], str]:
             self._system.invalidate_cache(self._path)
-            return dict(self._system.info(self._path))
+            info = dict(self._system.info(self._path))
+            return info, _version(info)
 
         return _ask(0, ask)
 

@@ -15,6 +15,7 @@ from unittest import mock
 
 import remote
 import seeds
+import store
 import zygote
 
 from convsv.checkpoints import Checkpoint, RegularFile, _child, _hdf5, onnx, open_checkpoint
@@ -249,6 +250,16 @@ def served(name: str) -> Callable[[bytes, Path], None]:
     return attack
 
 
+def stored(name: str) -> Callable[[bytes, Path], None]:
+    """The input is what a store that fsspec knows answers to somebody who reads that file."""
+
+    def attack(data: bytes, _: Path) -> None:
+        with only_our_errors():
+            store.attack(name, data, judge)
+
+    return attack
+
+
 TARGETS: Mapping[str, Target] = {
     "safetensors": Target(seeds.safetensors, whole("m.safetensors"), 1200, ("*.safetensors",)),
     "safetensors-index": Target(seeds.index, attack_index, 500),
@@ -283,6 +294,7 @@ TARGETS: Mapping[str, Target] = {
     "http": Target(lambda: remote.conversation("m.safetensors"), served("m.safetensors"), 250),
     "http-torch": Target(lambda: remote.conversation("m.pt"), served("m.pt"), 150),
     "http-whole": Target(lambda: remote.conversation("m.safetensors", "whole"), served("m.safetensors"), 100),
+    "store": Target(lambda: store.conversation("m.safetensors"), stored("m.safetensors"), 300),
     "sidecar": Target(lambda: seeds.SIDECAR, attack_sidecar, 500),
     "report": Target(seeds.report, attack_report, 400),
     "limits": Target(lambda: seeds.LIMITS, attack_limits, 300),
