@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePath
 
+from convsv.reports._cells import Footnotes, interval_text
 from convsv.reports._numbers import DOWN, UP, percent, short
-from convsv.reports._tables import Column, Footnotes, Table, interval_text
+from convsv.reports._tables import Column, Table
 from convsv.results import Interval, LayerChange, LayerReport, Report, Status, Step
 
 __all__ = ["change_tables"]

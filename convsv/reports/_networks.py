@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from convsv.reports._cells import Footnotes
 from convsv.reports._numbers import UP, percent, short
-from convsv.reports._tables import Column, Footnotes, Table, layer_table
+from convsv.reports._tables import Column, Table, layer_table
 from convsv.results import CheckpointReport, NetworkBound, OperationBound, Report
 
 __all__ = ["checkpoint_table", "network_words"]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from convsv.reports._numbers import DOWN, UP, as_stated, percent, short
-from convsv.reports._sparkline import SPARKLINE, sparkline
-from convsv.reports._summary import BoundSummary, bounds_of, competes, summarise
-from convsv.results import Bound, Check, CheckpointReport, Finding, Interval, LayerReport, Reached, Report, Spectrum
+from convsv.reports import _cells as cells
+from convsv.reports._cells import Cells, Footnotes
+from convsv.reports._numbers import as_stated, percent, short
+from convsv.reports._sparkline import SPARKLINE
+from convsv.reports._summary import BoundSummary, bounds_of, summarise
+from convsv.results import Check, CheckpointReport, LayerReport, Report
 
-__all__ = ["Column", "Footnotes", "Table", "interval_text", "layer_table", "summary_table"]
+__all__ = ["Column", "Table", "layer_table", "summary_table"]
 
 KEEP = 0
 
@@ -55,22 +56,6 @@ class Table:
     footnotes: tuple[str, ...] = ()
 
 
-class Footnotes:
-    """Numbers reasons in the order in which they appear; equal ones share a number."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def mark(self, text: str) -> str:
-        """Return the mark of a reason."""
-        if text not in self.texts:
-            self.texts.append(text)
-        return f"[{self.texts.index(text) + 1}]"
-
-
-Cells: TypeAlias = Callable[[LayerReport, Footnotes], tuple[str, ...]]
-
-
 @dataclass(frozen=True)
 class _Part:
     """Columns that come together, and what fills them for a layer."""
@@ -80,168 +65,29 @@ class _Part:
     keys: tuple[str, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------------------- cells
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return "x".join(str(number) for number in numbers)
-
-
-def _alike(numbers: Sequence[int]) -> str:
-    return str(numbers[0]) if len(set(numbers)) == 1 else _times(numbers)
-
-
-def _guess(layer: LayerReport, name: str, text: str) -> str:
-    return f"{text}?" if layer.geometry.origin.get(name) == "assumed" else text
-
-
-def _padding(layer: LayerReport) -> str:
-    geometry = layer.geometry
-    axes = [str(a) if a == b else f"{a}:{b}" for a, b in geometry.padding]
-    amount = axes[0] if len(set(axes)) == 1 else "x".join(axes)
-    amount = _guess(layer, "padding", amount)
-    if geometry.padding_mode == "zeros":
-        return amount
-    return f"{amount} {_guess(layer, 'padding_mode', geometry.padding_mode)}"
-
-
-def _missing(layer: LayerReport, key: str, notes: Footnotes) -> str:
-    reason = layer.unavailable.get(key)
-    return f"— {notes.mark(reason)}" if reason else "—"
-
-
-def interval_text(interval: Interval | None) -> str | None:
-    """Return an interval that holds all it held, each end that leans on a guess with a question mark."""
-    if interval is None:
-        return None
-    lower = short(interval.lower, DOWN) + ("?" if interval.assumes.get("lower") else "")
-    upper = short(interval.upper, UP) + ("?" if interval.assumes.get("upper") else "")
-    return f"[{lower}, {upper}]"
-
-
-def _norm_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-    if layer.norm is None:
-        return _missing(layer, "norm", notes), ""
-    return interval_text(layer.norm) or "", percent(layer.norm.width)
-
-
-def _norm_at_size_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-    return (interval_text(layer.norm_at_size) or _missing(layer, "norm_at_size", notes),)
-
-
-def _symbol_min_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-    return (interval_text(layer.symbol_min) or _missing(layer, "symbol_min", notes),)
-
-
-def _spectrum_cells(method: str, *, whole: bool) -> Cells:
-    def cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-        spectrum = layer.results.get(method)
-        if not isinstance(spectrum, Spectrum):
-            return (_missing(layer, method, notes), *[""] * (5 if whole else 1))
-        largest = f"≤ {short(spectrum.max, UP)}" if spectrum.kind == "upper" else short(spectrum.max)
-        largest = f"≥ {short(spectrum.max, DOWN)}" if _is_below(spectrum) else largest
-        ends = (largest, _smallest(spectrum))
-        if not whole:
-            return ends
-        some = spectrum.kind == "leading"
-        condition = "inf" if spectrum.condition is None and not some else short(spectrum.condition, digits=4)
-        ranks = (short(spectrum.stable_rank, digits=4), short(spectrum.effective_rank, digits=4))
-        return (*ends, condition, *ranks, _how_many(spectrum))
-
-    return cells
-
-
-def _how_many(spectrum: Spectrum) -> str:
-    if spectrum.kind != "leading":
-        return str(spectrum.count)
-    leading = f"{spectrum.count - spectrum.trailing} leading"
-    return f"{leading}, {spectrum.trailing} trailing" if spectrum.trailing else leading
-
-
-def _is_below(spectrum: Spectrum) -> bool:
-    """Tell whether the largest value is one that an iteration has found: at most the true one."""
-    return spectrum.kind == "leading" and spectrum.error is None
-
-
-def _smallest(spectrum: Spectrum) -> str:
-    """Return the smallest value, or where it cannot be told from zero what it is at most.
-
-    Where only leading values are known, the smallest of them is not the layer's.
-    """
-    if spectrum.kind == "leading" and not spectrum.trailing:
-        return f"— ({spectrum.count} leading)"
-    if _is_below(spectrum):
-        return f"≤ {short(spectrum.min, UP)}"
-    if spectrum.kind == "upper":
-        return f"≤ {short(spectrum.min, UP)}"
-    if spectrum.error is None or spectrum.min > spectrum.error:
-        return short(spectrum.min)
-    return f"≤ {short(spectrum.min + spectrum.error, UP, 2)}"
-
-
-def _best_bound_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-    # Only those about the operator of the norm beside it: at one size a smaller value would be no contradiction.
-    comparable = [b for b in bounds_of(layer).values() if b.side == "upper" and competes(b)]
-    if not comparable:
-        return _missing(layer, "bounds", notes), ""
-    best = min(comparable, key=lambda bound: bound.value)
-    return short(best.value, UP), best.name
-
-
-def _clip_cells(layer: LayerReport, notes: Footnotes) -> tuple[str, ...]:
-    clip = layer.clip
-    if clip is None:
-        return (_missing(layer, "clip", notes), *[""] * 4)
-    radius = "—" if clip.radius is None else short(clip.radius)
-    above = "" if clip.inside else f" {notes.mark('above the radius: this method promises nothing')}"
-    moved = percent(clip.distance) if clip.touched else "0 %"
-    return (
-        interval_text(clip.norm_before) or "",
-        radius,
-        f"{interval_text(clip.norm_after) or ''}{above}",
-        moved,
-        clip.method if clip.touched else "as it was" if clip.radius is None or clip.reached else "inside already",
-    )
-
-
-def _reached_cells(layer: LayerReport, _: Footnotes) -> tuple[str, ...]:
-    reached = layer.clip.reached if layer.clip else None
-    if reached is None:
-        return "", ""
-    mark = "?" if reached.assumes else ""
-    between = f"{short(reached.smallest)}{mark} to {short(reached.largest)}{mark}"
-    return _wanted(reached), between if reached.beyond is None else f"{percent(reached.beyond)}{mark} beyond"
-
-
-def _wanted(reached: Reached) -> str:
-    if reached.edit == "rank":
-        return f"rank {reached.wanted:.0f}"
-    return f"{'≥' if reached.edit == 'min_norm' else '='} {short(reached.wanted)}"
-
-
 # ----------------------------------------------------------------------------------------------------------- columns
 
 _NAME = _Part((Column("layer", name=True),), lambda layer, _: (layer.name,))
-_KIND = _Part((Column("kind", drop=8),), lambda layer, _: (_guess(layer, "transposed", layer.kind),))
-_SHAPE = _Part((Column("shape", drop=2),), lambda layer, _: (_times(layer.shape),))
+_KIND = _Part((Column("kind", drop=8),), lambda layer, _: (cells.guess(layer, "transposed", layer.kind),))
+_SHAPE = _Part((Column("shape", drop=2),), lambda layer, _: (cells.times(layer.shape),))
 _DTYPE = _Part((Column("dtype", drop=13),), lambda layer, _: (layer.dtype,))
 
 
 def _geometry(name: str, drop: int, show: Callable[[LayerReport], str]) -> _Part:
     return _Part(
         (Column(name, drop=drop, right=True),),
-        lambda layer, _: (_guess(layer, name, show(layer)),),
+        lambda layer, _: (cells.guess(layer, name, show(layer)),),
     )
 
 
-_STRIDE = _geometry("stride", 3, lambda layer: _alike(layer.geometry.stride))
-_SIZE = _geometry("size", 5, lambda layer: _times(layer.geometry.size))
-_DILATION = _geometry("dilation", 7, lambda layer: _alike(layer.geometry.dilation))
+_STRIDE = _geometry("stride", 3, lambda layer: cells.alike(layer.geometry.stride))
+_SIZE = _geometry("size", 5, lambda layer: cells.times(layer.geometry.size))
+_DILATION = _geometry("dilation", 7, lambda layer: cells.alike(layer.geometry.dilation))
 _GROUPS = _geometry("groups", 6, lambda layer: str(layer.geometry.groups))
-_PADDING = _Part((Column("padding", drop=4, right=True),), lambda layer, _: (_padding(layer),))
-_NORM = _Part((Column("norm", right=True), Column("width", drop=4, right=True)), _norm_cells, ("norm",))
-_NORM_AT_SIZE = _Part((Column("norm at size", drop=6, right=True),), _norm_at_size_cells, ("norm_at_size",))
-_SYMBOL_MIN = _Part((Column("symbol min", right=True),), _symbol_min_cells, ("symbol_min",))
+_PADDING = _Part((Column("padding", drop=4, right=True),), lambda layer, _: (cells.padding(layer),))
+_NORM = _Part((Column("norm", right=True), Column("width", drop=4, right=True)), cells.norm_cells, ("norm",))
+_NORM_AT_SIZE = _Part((Column("norm at size", drop=6, right=True),), cells.norm_at_size_cells, ("norm_at_size",))
+_SYMBOL_MIN = _Part((Column("symbol min", right=True),), cells.symbol_min_cells, ("symbol_min",))
 _CLIP_COLUMNS = (
     Column("norm before", right=True),
     Column("radius", drop=1, right=True),
@@ -249,15 +95,15 @@ _CLIP_COLUMNS = (
     Column("moved", right=True),
     Column("how", drop=4),
 )
-_CLIP = _Part(_CLIP_COLUMNS, _clip_cells, ("clip",))
-_REACHED = _Part((Column("symbol wanted", right=True), Column("reached", right=True)), _reached_cells)
-_BEST = _Part((Column("best bound", right=True), Column("by", drop=1)), _best_bound_cells, ("bounds",))
+_CLIP = _Part(_CLIP_COLUMNS, cells.clip_cells, ("clip",))
+_REACHED = _Part((Column("symbol wanted", right=True), Column("reached", right=True)), cells.reached_cells)
+_BEST = _Part((Column("best bound", right=True), Column("by", drop=1)), cells.best_bound_cells, ("bounds",))
 
 
 def _spectrum_part(method: str, *, whole: bool) -> _Part:
     if not whole:
         pair = (Column(f"{method} max", right=True), Column("min", right=True))
-        return _Part(pair, _spectrum_cells(method, whole=False), (method,))
+        return _Part(pair, cells.spectrum_cells(method, whole=False), (method,))
     columns = (
         Column("max", right=True),
         Column("min", right=True),
@@ -266,16 +112,11 @@ def _spectrum_part(method: str, *, whole: bool) -> _Part:
         Column("effective rank", drop=11, right=True),
         Column("values", drop=12, right=True),
     )
-    return _Part(columns, _spectrum_cells(method, whole=True), (method,))
-
-
-def _sparkline_of(layer: LayerReport, method: str) -> str:
-    spectrum = layer.results.get(method)
-    return sparkline(spectrum) if isinstance(spectrum, Spectrum) else ""
+    return _Part(columns, cells.spectrum_cells(method, whole=True), (method,))
 
 
 def _sparkline_part(method: str) -> _Part:
-    return _Part((Column(SPARKLINE, drop=7),), lambda layer, _: (_sparkline_of(layer, method),))
+    return _Part((Column(SPARKLINE, drop=7),), lambda layer, _: (cells.sparkline_of(layer, method),))
 
 
 def _parts(head: Report, checkpoint: CheckpointReport) -> tuple[_Part, ...]:
@@ -294,7 +135,7 @@ def _parts(head: Report, checkpoint: CheckpointReport) -> tuple[_Part, ...]:
     special = {"bounds": _BEST, "symbol_min": _SYMBOL_MIN}
     for method in methods:
         parts.append(special.get(method) or _spectrum_part(method, whole=alone))
-        if any(_sparkline_of(layer, method) for layer in checkpoint.layers):
+        if any(cells.sparkline_of(layer, method) for layer in checkpoint.layers):
             parts.append(_sparkline_part(method))
     return tuple(parts)
 
@@ -320,8 +161,8 @@ def layer_table(head: Report, checkpoint: CheckpointReport) -> Table:
     shown = {key for part in parts for key in part.keys}
     rows = []
     for layer in checkpoint.layers:
-        name, *cells = (cell for part in parts for cell in part.cells(layer, notes))
-        rows.append((_marked(name, layer, shown, notes), *cells))
+        name, *others = (cell for part in parts for cell in part.cells(layer, notes))
+        rows.append((_marked(name, layer, shown, notes), *others))
     columns = tuple(column for part in parts for column in part.columns)
     return Table(_title(checkpoint), columns, tuple(rows), footnotes=tuple(notes.texts))
 
@@ -355,12 +196,12 @@ def _bounds_table(checkpoint: CheckpointReport) -> Table:
     rows: list[tuple[str, ...]] = []
     ends: set[int] = set()
     for layer in checkpoint.layers:
-        lead = (_marked(layer.name, layer, {"norm", "bounds"}, notes), _norm_cells(layer, notes)[0])
+        lead = (_marked(layer.name, layer, {"norm", "bounds"}, notes), cells.norm_cells(layer, notes)[0])
         bounds = bounds_of(layer)
         if not bounds:
-            rows.append((*lead, _missing(layer, "bounds", notes), "", "", "", "", ""))
+            rows.append((*lead, cells.missing(layer, "bounds", notes), "", "", "", "", ""))
         for name, bound in bounds.items():
-            rows.append((*lead, name, *_bound_cells(bound)))
+            rows.append((*lead, name, *cells.bound_cells(bound)))
             lead = ("", "")
         ends.add(len(rows) - 1)
     return Table(_title(checkpoint), _BOUND_COLUMNS, tuple(rows), frozenset(ends), tuple(notes.texts))
@@ -389,7 +230,7 @@ def _check_table(checkpoint: CheckpointReport) -> Table:
     rows: list[tuple[str, ...]] = []
     for layer in checkpoint.layers:
         name = _marked(layer.name, layer, {"norm", "smallest", "norm_at_size"}, notes)
-        facts = (_guess(layer, "transposed", layer.kind), _times(layer.shape))
+        facts = (cells.guess(layer, "transposed", layer.kind), cells.times(layer.shape))
         rows += _check_rows((name, *facts), layer.check, notes)
     rows += _check_rows(("all layers", "", ""), checkpoint.check, notes) if checkpoint.check else []
     return Table(_title(checkpoint), _CHECK_COLUMNS, tuple(rows), footnotes=tuple(notes.texts))
@@ -402,39 +243,11 @@ def _check_rows(lead: tuple[str, ...], check: Check | None, notes: Footnotes) ->
     for found in check.findings:
         width = percent(found.interval.width) if found.interval else ""
         limit = f"{LIMITS.get(found.criterion, found.criterion)} {as_stated(found.limit)}"
-        rows.append((*lead, limit, interval_text(found.interval) or "—", width, _verdict(check, found, notes)))
+        rows.append(
+            (*lead, limit, cells.interval_text(found.interval) or "—", width, cells.verdict(check, found, notes))
+        )
         lead = ("",) * len(lead)
     return rows
-
-
-def _verdict(check: Check, found: Finding, notes: Footnotes) -> str:
-    if found.verdict == "PASS":
-        return found.verdict
-    what = ", accepted" if found.accepted else ", warning" if check.severity == "warn" else ""
-    mark = f" {notes.mark(found.reason)}" if found.reason else ""
-    return f"{found.verdict}{what}{mark}"
-
-
-def _outward(side: str) -> str:
-    return UP if side == "upper" else DOWN
-
-
-def _bound_cells(bound: Bound) -> tuple[str, ...]:
-    sign = "≤" if bound.side == "upper" else "≥"
-    value = f"{sign} {short(bound.value, _outward(bound.side))}{'?' if bound.assumes else ''}"
-    return (
-        value,
-        short(bound.ratio, _outward(bound.side), 4),
-        bound.guarantee,
-        bound.of,
-        _time(bound.seconds),
-    )
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "—"
-    return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 _SUMMARY_COLUMNS = (
@@ -458,7 +271,7 @@ def summary_table(report: Report) -> Table:
 
 
 def _summary_cells(row: BoundSummary) -> tuple[str, ...]:
-    rounding = _outward(row.side)
+    rounding = cells.outward(row.side)
     return (
         row.bound,
         row.side,
@@ -468,5 +281,5 @@ def _summary_cells(row: BoundSummary) -> tuple[str, ...]:
         short(row.median_ratio, rounding, 4),
         short(row.worst_ratio, rounding, 4),
         "—" if row.tightest is None else str(row.tightest),
-        _time(row.seconds),
+        cells.time_text(row.seconds),
     )
