@@ -26,7 +26,8 @@ from convsv.cli import _run, app
 from convsv.cli._groups import VERBS
 from convsv.cli._output import uninterrupted
 from convsv.cli._screen import PRECEDENCE, exit_code, worst
-from convsv.cli.options import Dtype, PaddingMode, method_names, parse_memory, parse_size
+from convsv.cli._words import method_names, parse_memory, parse_size
+from convsv.cli.options import Dtype, PaddingMode
 from convsv.describe import describe
 from convsv.errors import (
     ContradictionError,

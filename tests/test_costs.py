@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cases import make_layer
 from convsv import speed
 from convsv.cli import app
-from convsv.cli.options import method_names
+from convsv.cli._words import method_names
 from convsv.costs import METHODS, Cost, Dimensions, Speed, Wanted, cost_of, costs_of
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer

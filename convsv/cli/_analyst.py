@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from convsv.cli.options import parse_memory
+from convsv.cli._words import parse_memory
 from convsv.errors import UsageError
 from convsv.results import LayerReport
 

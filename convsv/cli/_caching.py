@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from convsv.cli.options import parse_memory
+from convsv.cli._words import parse_memory
 from convsv.errors import UsageError
 
 if TYPE_CHECKING:

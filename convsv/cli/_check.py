@@ -22,7 +22,7 @@ from convsv.cli._output import Outputs
 from convsv.cli._run import Run, counted
 from convsv.cli._screen import Screen, worst
 from convsv.cli._task import Task
-from convsv.cli.options import parse_memory
+from convsv.cli._words import parse_memory
 from convsv.errors import CheckpointError, OutputError, UsageError
 from convsv.policy import Policy, default_policy, read_policy
 from convsv.reports import write_report

@@ -17,7 +17,7 @@ from convsv.cli._output import Outputs, uninterrupted
 from convsv.cli._run import Begun, Run, counted
 from convsv.cli._screen import Screen
 from convsv.cli._task import Task
-from convsv.cli.options import parse_memory
+from convsv.cli._words import parse_memory
 from convsv.errors import UsageError, error_context
 from convsv.reports import WRITERS
 from convsv.results import CheckpointReport

@@ -12,7 +12,8 @@ from convsv.cli._analyst import Analyst
 from convsv.cli._run import Run
 from convsv.cli._screen import Screen
 from convsv.cli._task import Task
-from convsv.cli.options import Computing, GeometrySources, Models, Output, parse_input, parse_memory
+from convsv.cli._words import parse_input, parse_memory
+from convsv.cli.options import Computing, GeometrySources, Models, Output
 from convsv.errors import UsageError, error_context
 from convsv.results import CheckpointReport, LayerReport
 

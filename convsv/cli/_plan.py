@@ -12,7 +12,7 @@ from convsv.cli._output import is_colourful
 from convsv.cli._run import Run, counted
 from convsv.cli._screen import worst
 from convsv.cli._task import Task, settings_of, sources_of
-from convsv.cli.options import parse_memory
+from convsv.cli._words import parse_memory
 from convsv.costs import Cost, LayerCost, Speed, Wanted, costs_of
 from convsv.errors import UsageError
 from convsv.reports._text import to_tsv, visible

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra, parse_input, parse_memory
+from convsv.cli._words import parse_input, parse_memory
+from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Spectra
 from convsv.errors import UsageError
 
 if TYPE_CHECKING:

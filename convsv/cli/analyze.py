@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Planning, Spectra, known_methods
+from convsv.cli._words import known_methods
+from convsv.cli.options import Computing, Exact, GeometrySources, Models, Output, Planning, Spectra
 
 
 @verb(example="convsv analyze model.pt --method circulant --size 32", rank=2)

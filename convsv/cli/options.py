@@ -1,14 +1,23 @@
-"""Options that mean the same on every verb, each stated once, and the words they are written in."""
+"""Options that mean the same on every verb, each stated once."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from convsv.cli._words import (
+    checked_device,
+    checked_inputs,
+    checked_memory,
+    checked_size,
+    checked_tolerance,
+    parse_size,
+    readable_paths,
+)
 
 __all__ = [
     "Computing",
@@ -20,11 +29,6 @@ __all__ = [
     "PaddingMode",
     "Planning",
     "Spectra",
-    "known_methods",
-    "method_names",
-    "parse_input",
-    "parse_memory",
-    "parse_size",
 ]
 
 _CHOOSE = "Which layers"
@@ -32,12 +36,6 @@ _GEOMETRY = "Geometry, where the checkpoint does not tell"
 _COMPUTING = "Computing"
 _OUTPUT = "Output"
 _EXACT = "The exact spectrum"
-
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{letter}B": factor for letter, factor in list(_UNITS.items()) if letter in "KMGT" and letter}
-_UNITS |= {f"{letter}I{b}": 1 << 10 * (power + 1) for power, letter in enumerate("KMGT") for b in ("", "B")}
-_LEAST_MEMORY = 1 << 20
-_INPUT_DTYPES = ("float16", "bfloat16", "float32", "float64", "int32", "int64", "uint8", "bool")
 
 
 class PaddingMode(str, Enum):
@@ -56,100 +54,6 @@ class Dtype(str, Enum):
     float32 = "float32"
 
 
-def parse_size(text: str) -> tuple[int, ...]:
-    """Return ``"56"`` as ``(56,)`` and ``"56x48"`` as ``(56, 48)``.
-
-    Raises:
-        typer.BadParameter: it is neither.
-    """
-    numbers = re.split("[x×]", text.strip().lower())
-    if not all(number.isascii() and number.isdigit() and 0 < int(number) < 1 << 31 for number in numbers):
-        raise typer.BadParameter(f"{text!r} is not a size; write one number (56) or one an axis (56x48)")
-    return tuple(int(number) for number in numbers)
-
-
-def parse_input(text: str) -> tuple[tuple[int, ...], str | None]:
-    """Return ``"3x224x224"`` as ``((3, 224, 224), None)`` and ``"77:int64"`` as ``((77,), "int64")``.
-
-    Raises:
-        typer.BadParameter: it is neither.
-    """
-    shape, _, dtype = text.strip().partition(":")
-    if (":" in text and dtype not in _INPUT_DTYPES) or not re.fullmatch(r"[0-9]+([x×][0-9]+)*", shape.lower()):
-        known = ", ".join(_INPUT_DTYPES)
-        raise typer.BadParameter(f"{text!r} is no input; write 3x224x224 without the batch, or 77:int64 ({known})")
-    return parse_size(shape), dtype or None
-
-
-def parse_memory(text: str) -> int:
-    """Return ``"2GiB"``, ``"500MB"`` or a plain number as bytes.
-
-    Raises:
-        typer.BadParameter: it is none of these, or less than 1 MiB.
-    """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
-    if not match or match[2].upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is not an amount of memory; write 2GiB, 500MB or bytes")
-    amount = int(float(match[1]) * _UNITS[match[2].upper()])
-    if amount < _LEAST_MEMORY:
-        raise typer.BadParameter(f"{text!r} is too little; give at least 1MiB")
-    return amount
-
-
-def _checked_size(text: str | None) -> str | None:
-    if text is not None:
-        parse_size(text)
-    return text
-
-
-def _checked_inputs(texts: list[str]) -> list[str]:
-    for text in texts:
-        parse_input(text)
-    return texts
-
-
-def _checked_memory(text: str) -> str:
-    parse_memory(text)
-    return text
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise typer.BadParameter(f"{text!r} is no device; use auto, cpu, cuda or cuda:1")
-    return text
-
-
-def _tolerance(value: float) -> float:
-    if not 0 <= value < float("inf"):
-        raise typer.BadParameter(f"{value} is no tolerance; give a number that is not negative, for instance 1e-3")
-    return value
-
-
-def method_names() -> tuple[str, ...]:
-    """Return what ``--method`` may be: the files of ``convsv/spectra``, bounds, symbol_min. Imports none of them."""
-    folder = Path(__file__).resolve().parent.parent / "spectra"
-    return (*sorted(path.stem for path in folder.glob("[a-z]*.py")), "bounds", "symbol_min")
-
-
-def known_methods(names: list[str]) -> list[str]:
-    """Return the names of methods as they are.
-
-    Raises:
-        typer.BadParameter: one is not known.
-    """
-    known = method_names()
-    for name in names:
-        if name not in known:
-            raise typer.BadParameter(f"{name!r} is not a method; use one of {', '.join(known)}")
-    return names
-
-
-def _readable(paths: list[str]) -> list[str]:
-    if "" in paths:
-        raise typer.BadParameter("'' is not a path")
-    return paths
-
-
 @dataclass(frozen=True)
 class Models:
     """Which checkpoints, and which of their layers."""
@@ -158,7 +62,7 @@ class Models:
         list[str],
         typer.Argument(
             metavar="MODEL",
-            callback=_readable,
+            callback=readable_paths,
             help="Checkpoints: PyTorch, safetensors (file or index), Keras or ONNX files, folders of them, patterns "
             "('run/**/*.pt', quoted), addresses (https://, s3://), or - for a list of names on standard input.",
             show_default=False,
@@ -195,7 +99,7 @@ class GeometrySources:
         typer.Option(
             "--size",
             metavar="N|HxW",
-            callback=_checked_size,
+            callback=checked_size,
             help="Spatial input size of layers whose size nothing else tells. Without it 32 is assumed.",
             rich_help_panel=_GEOMETRY,
             show_default=False,
@@ -247,7 +151,7 @@ class GeometrySources:
         typer.Option(
             "--input-shape",
             metavar="CxHxW",
-            callback=_checked_inputs,
+            callback=checked_inputs,
             help="Shape of the input of --model without the batch, such as 3x224x224 or 77:int64. Repeat it for a "
             "model of several inputs.",
             rich_help_panel=_GEOMETRY,
@@ -291,7 +195,7 @@ class Computing:
         typer.Option(
             "--device",
             metavar="auto|cpu|cuda|cuda:1",
-            callback=_device,
+            callback=checked_device,
             help="Where to compute; auto takes a GPU if there is one.",
             rich_help_panel=_COMPUTING,
         ),
@@ -304,7 +208,7 @@ class Computing:
         typer.Option(
             "--tol",
             metavar="WIDTH",
-            callback=_tolerance,
+            callback=checked_tolerance,
             help="Width to reach of the certified interval: upper / lower - 1.",
             rich_help_panel=_COMPUTING,
         ),
@@ -314,7 +218,7 @@ class Computing:
         typer.Option(
             "--memory",
             metavar="BYTES",
-            callback=_checked_memory,
+            callback=checked_memory,
             help="Budget for what is in work at one time: 2GiB, 500MB or plain bytes.",
             rich_help_panel=_COMPUTING,
         ),

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, known_methods
+from convsv.cli._words import known_methods
+from convsv.cli.options import Computing, Exact, GeometrySources, Models
 
 __all__ = ["Kind", "Pictures", "Theme"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convsv.cli._groups import verb
-from convsv.cli.options import Computing, Exact, GeometrySources, Models, known_methods
+from convsv.cli._words import known_methods
+from convsv.cli.options import Computing, Exact, GeometrySources, Models
 from convsv.errors import UsageError
 
 if TYPE_CHECKING:
