@@ -410,6 +410,15 @@ BAD_CHILDREN = {
     "names an offset beyond the end": ("index(offset=1 << 40)", "beyond the end"),
     "names a negative length": ("index(shape=[-1])", "makes no sense"),
     "names a boolean length": ("index(shape=[True])", "makes no sense"),
+    "drips": (
+        "os.write(1, b'J' + struct.pack('>Q', 1 << 20))\nfor _ in range(9000): os.write(1, b' '); time.sleep(0.01)",
+        "does not end",
+    ),
+    "sends empty frames": ("while True: send(b'D', b'')", "does not end"),
+    "complains in no JSON": ("send(b'X', b'{')", "libhdf5 cannot read it"),
+    "complains of nothing": ("send(b'X', b'{}')", "libhdf5 cannot read it"),
+    "complains in a list": ("send(b'X', b'[]')", "libhdf5 cannot read it"),
+    "complains in lists of lists": ("send(b'X', b'[' * 60000)", "libhdf5 cannot read it"),
     "complains with control characters": (
         r"send(b'X', json.dumps({'kind': 'unsafe', 'what': 'a\x1b\nb'}).encode())",
         ".",
@@ -430,6 +439,21 @@ def test_a_child_that_fails_or_lies_is_one_line_of_error(
     with pytest.raises((CorruptCheckpointError, UnsafeCheckpointError), match=message) as caught:
         open_checkpoint(path)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "shape", ["[1 << 63] * 20", "[0, 1 << 62, 1 << 62]", "[0] + [(1 << 64) - 1] * 3", "[1 << 62, 2]"]
+)
+def test_a_dataset_with_a_shape_that_no_array_has_is_a_problem_of_its_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(f"{FAKE}index(shape={shape}, offset=None)\n")
+    monkeypatch.setattr(_hdf5, "_CHILD", child)
+    tensor = only(build(tmp_path / "m.h5", lambda f: f.create_dataset("k", data=KERNEL)))
+    assert tensor.problem == "its shape is too large"
+    with pytest.raises(CheckpointError, match="its shape is too large"):
+        tensor.read()
 
 
 def test_a_child_on_a_busy_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

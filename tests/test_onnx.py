@@ -902,6 +902,17 @@ def test_a_type_that_is_not_read_is_a_problem_of_its_layer(tmp_path: Path, code:
     assert "not supported" in str(layer.problem)
 
 
+@pytest.mark.parametrize("dims", [[0, 1 << 62, 3, 3], [0, (1 << 63) - 1, 1, 1], [1 << 40, 0, 1 << 40, 1]], ids=str)
+def test_an_empty_tensor_with_a_shape_that_no_array_has_is_a_problem_of_its_layer(
+    tmp_path: Path, dims: list[int]
+) -> None:
+    for fields in ({"raw_data": b""}, {}):
+        layer = only(tmp_path, convolved({"w": weight(dims, **fields)}))
+        assert layer.problem == "its shape is too large"
+        with pytest.raises(CheckpointError, match="its shape is too large"):
+            layer.read()
+
+
 def test_stripped_weights_are_a_problem_of_their_layer(tmp_path: Path) -> None:
     assert "not in the file" in str(only(tmp_path, convolved({"w": weight([4, 3, 3, 3])})).problem)
 

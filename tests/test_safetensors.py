@@ -115,6 +115,18 @@ def test_a_dtype_that_is_not_read_is_a_problem_of_its_tensor(
         found["odd"].read()
 
 
+@pytest.mark.parametrize("shape", [[0, 1 << 62, 3], [1 << 62, 0, 3], [0, 1 << 63], [0, 1 << 40, 1 << 40]], ids=str)
+def test_an_empty_tensor_with_a_shape_that_no_array_has_is_a_problem_of_its_tensor(
+    tmp_path: Path, shape: list[int]
+) -> None:
+    header = {"odd": entry(0, 0, shape), "good": entry(0, 8)}
+    found = {t.key: t for t in open_checkpoint(write(tmp_path / "m", header, bytes(8))).tensors}
+    assert found["good"].problem is None
+    assert found["odd"].problem == "its shape is too large"
+    with pytest.raises(CheckpointError, match="its shape is too large"):
+        found["odd"].read()
+
+
 def test_a_real_file_reads_as_the_library_reads_it(shared_checkpoints: Path) -> None:
     path = shared_checkpoints / "burn-mnist.safetensors"
     expected, checkpoint = load_file(path), open_checkpoint(path)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from convsv.checkpoints._child import Child, folders_of
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._file import RegularFile
+from convsv.checkpoints._strided import shape_problem
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
 __all__ = ["Dataset", "Hdf5File", "Worker", "find_superblock", "library_folders"]
@@ -177,8 +178,10 @@ def _dataset(item: Mapping[str, Any], start: int, end: int) -> Dataset:
     shape, offset, problem = tuple(item["shape"]), item["offset"], item["problem"]
     if not all(type(n) is int and 0 <= n < _BIT64 for n in shape) or item["order"] not in ("<", ">"):
         raise ValueError
-    if problem is None and item["dtype"] not in DTYPES:
-        raise ValueError
+    if problem is None:
+        if item["dtype"] not in DTYPES:
+            raise ValueError
+        problem = shape_problem(shape, DTYPES[item["dtype"]])
     raw = bytes.fromhex(item["raw"]) if "raw" in item else str(item["path"]).encode()
     dataset = Dataset(
         path=str(item["path"]),

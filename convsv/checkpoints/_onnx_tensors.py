@@ -19,6 +19,7 @@ from convsv.checkpoints import RegularFile
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._onnx_strip import TensorRecord
 from convsv.checkpoints._protobuf import BYTES
+from convsv.checkpoints._strided import shape_problem
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, UsageError
 
 __all__ = ["DTYPES", "Beside", "Values", "dtype_name", "varints"]
@@ -156,7 +157,10 @@ class Values:
 
     def __init__(self, tensor: TensorRecord, beside: Beside) -> None:
         self._tensor = tensor
-        self.problem = None if tensor.code in DTYPES else f"dtype {dtype_name(tensor.code)} is not supported"
+        dtype = DTYPES.get(tensor.code)
+        self.problem = (
+            f"dtype {dtype_name(tensor.code)} is not supported" if dtype is None else shape_problem(tensor.dims, dtype)
+        )
         self.count = math.prod(tensor.dims)
         self.place: tuple[RegularFile, int] | None = None
         if tensor.external is not None:

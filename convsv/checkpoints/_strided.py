@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "StridedView",
     "TensorRecord",
     "read_view",
+    "shape_problem",
     "split_view",
     "strided_tensor",
     "unreadable",
@@ -140,6 +141,17 @@ def strided_tensor(view: StridedView, find: Callable[[], Storage]) -> TensorReco
     )
 
 
+def shape_problem(shape: Sequence[int], dtype: np.dtype[Any]) -> str | None:
+    """Return why no array has that shape, if so: numpy counts the bytes as if an axis of no element had one.
+
+    Args:
+        shape: lengths that are not negative.
+        dtype: of the elements.
+    """
+    too_large = math.prod(max(n, 1) for n in shape) * dtype.itemsize > MAX_INT
+    return "its shape is too large" if too_large else None
+
+
 def _problem(view: StridedView) -> str | None:
     if not 0 <= view.offset <= MAX_INT:
         return "its offset is out of range"
@@ -147,9 +159,8 @@ def _problem(view: StridedView) -> str | None:
         return "its shape is negative"
     if len(view.shape) != len(view.strides) or len(view.shape) > MAX_RANK:
         return "its shape and strides do not fit"
-    if math.prod(max(n, 1) for n in view.shape) * DTYPES[view.dtype].itemsize > MAX_INT:
-        return "its shape is too large"
-    return None if 0 in view.shape else _stride_problem(view)
+    too_large = shape_problem(view.shape, DTYPES[view.dtype])
+    return too_large if too_large or 0 in view.shape else _stride_problem(view)
 
 
 def _stride_problem(view: StridedView) -> str | None:

@@ -23,6 +23,7 @@ from convsv.checkpoints import FORMATS, Checkpoint, RegularFile, StoredTensor
 from convsv.checkpoints._content import printable
 from convsv.checkpoints._copying import counterpart
 from convsv.checkpoints._place import Place
+from convsv.checkpoints._strided import shape_problem
 from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError, UsageError, error_context
 
@@ -262,8 +263,7 @@ def _check_extents(entries: Mapping[str, _Entry], start: int, end: int) -> None:
 
 
 def _stored(file: RegularFile, key: str, entry: _Entry) -> StoredTensor:
-    dtype = DTYPES.get(entry.dtype)
-    problem = None if dtype is not None else f"dtype {printable(entry.dtype)} is not supported"
+    dtype, problem = DTYPES.get(entry.dtype), _problem(entry)
     return StoredTensor(
         key=key,
         shape=entry.shape,
@@ -272,15 +272,21 @@ def _stored(file: RegularFile, key: str, entry: _Entry) -> StoredTensor:
         identity=(str(file.path), entry.start, entry.end, entry.dtype, entry.shape),
         problem=problem,
         place=Place.contiguous(file, entry.start, dtype.name, entry.shape)
-        if dtype is not None and 0 not in entry.shape
+        if dtype is not None and problem is None and 0 not in entry.shape
         else None,
     )
 
 
+def _problem(entry: _Entry) -> str | None:
+    if entry.dtype not in DTYPES:
+        return f"dtype {printable(entry.dtype)} is not supported"
+    return shape_problem(entry.shape, DTYPES[entry.dtype])
+
+
 def _read(file: RegularFile, key: str, entry: _Entry) -> NDArray[Any]:
     with error_context(path=str(file.path), tensor=printable(key)):
-        if entry.dtype not in DTYPES:
-            raise CorruptCheckpointError(f"dtype {printable(entry.dtype)} is not supported")
+        if problem := _problem(entry):
+            raise CorruptCheckpointError(problem)
         dtype = DTYPES[entry.dtype]
         raw = file.read(entry.start, entry.end - entry.start)
         return np.frombuffer(raw, dtype).reshape(entry.shape).astype(dtype.newbyteorder("="), copy=False)
