@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -25,9 +26,9 @@ from numpy.typing import NDArray
 import precise
 from cases import GRID, Case, kernels
 from convsv import certificate
-from convsv.cells import Cells, root_cells
+from convsv.cells import Cells, concatenate, root_cells
 from convsv.certificate import Budget, certify, certify_smallest, certify_with_peak
-from convsv.errors import ComputationError
+from convsv.errors import ComputationError, UnavailableError
 from convsv.execution import Execution
 from convsv.gram import Gram, gram
 from convsv.peaks import Peak, look
@@ -308,6 +309,29 @@ def test_no_cell_passes_whose_eigenvalue_is_above_its_limit(name: str, width: fl
         assert passed.all() or shift > 1e-2
 
 
+@pytest.mark.parametrize("floor", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize("degrees", [(0, 0), (2,), (2, 3), (1, 1, 2)], ids=str)
+def test_limits_are_those_of_the_theorem_rounded_down(degrees: tuple[int, ...], floor: float) -> None:
+    rng = np.random.default_rng(0)
+    radius = {0: 0, 1: mpmath.mpf(1) / 2, 2: mpmath.mpf(2) / 3}[(sum(map(bool, degrees)) + 1) // 2]
+    coefficients = gram(torch.ones(1, 1, 1, *(d + 1 for d in degrees), dtype=torch.float64))
+    cells = root_cells(degrees)
+    for _cut in range(6):
+        for lower, width in zip(
+            rng.uniform(0.1, 10, 40).tolist(), (10.0 ** rng.uniform(-9, 0, 40)).tolist(), strict=True
+        ):
+            goal = certificate._Goal(lower, width)
+            work = certificate._Work(coefficients, ONE_THREAD, PATIENT, lambda _peak: 0.0, floor=floor * lower**2)
+            found = certificate._thresholds(work, cells, goal)
+            with mpmath.workdps(precise.DIGITS):
+                square, least = mpmath.mpf(goal.upper) ** 2, mpmath.mpf(work.floor)
+                cosine = mpmath.cos(mpmath.pi * radius / 2 / 2 ** int(cells.levels[0]))
+                true = least + (square - least) * cosine**2
+                assert (1 - mpmath.mpf(10) ** -14) * true <= float(found.min())
+                assert float(found.max()) <= true
+        cells = cells.split().take(slice(0, 3))
+
+
 @pytest.mark.parametrize("cuts", [0, 1, 3])
 @pytest.mark.parametrize("angle", [0.0, 0.7, 2.0])
 def test_the_floor_is_below_the_smallest_eigenvalue_at_every_frequency(angle: float, cuts: int) -> None:
@@ -323,6 +347,60 @@ def test_the_floor_is_below_the_smallest_eigenvalue_at_every_frequency(angle: fl
         floor = certificate._floor(work, cells, (1 + weight) * (1 + 1e-12))
         assert floor <= (1 - weight) ** 2
         assert floor > 0 or cuts == 0 or weight > 0.2
+
+
+@pytest.mark.parametrize("coarse", range(4))
+def test_the_floor_holds_for_the_widest_of_several_cells(coarse: int) -> None:
+    # I + a R z: the smallest singular value is 1 - a, seen from nearby only by the small cells.
+    cells = root_cells((1,)).split()
+    kept = np.arange(len(cells)) == coarse % len(cells)
+    fine = cells.take(~kept)
+    for _cut in range(6):
+        fine = fine.split()
+    leaves = concatenate(cells.take(kept), fine)
+    for angle in np.linspace(0, 2 * math.pi, 16, endpoint=False).tolist():
+        kernel = np.zeros((2, 2, 2))
+        kernel[..., 0], kernel[..., 1] = np.eye(2), 0.05 * 2 * turned(angle)[..., 1]
+        work = certificate._Work(gram(torch.from_numpy(kernel[None])), ONE_THREAD, PATIENT, lambda _peak: 0.0)
+        assert 0 < certificate._floor(work, leaves, 1.05 * (1 + 1e-12)) <= (1 - 0.05) ** 2
+
+
+def test_the_floor_is_that_of_the_theorem_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, cells = np.random.default_rng(0), root_cells((1,)).split().split()
+    coefficients = replace(gram(torch.ones(1, 1, 1, 2, dtype=torch.float64)), error=0.0)
+    work = certificate._Work(coefficients, ONE_THREAD, PATIENT, lambda _peak: 0.0)
+    for upper, share in zip(rng.uniform(0.5, 8, 400).tolist(), rng.uniform(0.7, 1, 400).tolist(), strict=True):
+        smallest = share * upper**2
+        monkeypatch.setattr(certificate, "_certified_smallest", lambda *_, value=smallest: value)
+        found = certificate._floor(work, cells, upper)
+        with mpmath.workdps(precise.DIGITS):
+            half = mpmath.pi / 2 / 2 ** int(cells.levels.min()) / 2
+            sine, cosine = mpmath.sin(half) ** 2, mpmath.cos(half) ** 2
+            true = (mpmath.mpf(smallest) - mpmath.mpf(upper) ** 2 * sine) / cosine
+            assert true - mpmath.mpf(upper) ** 2 * mpmath.mpf(10) ** -13 <= found <= true
+
+
+def test_a_wrong_estimate_of_the_smallest_eigenvalue_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "eigenvalues", lambda matrices: torch.ones(matrices.shape[:2]))
+    diagonals = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1e6], [1.0, 1.0, 0.5]], dtype=torch.float64)
+    matrices = torch.diag_embed(diagonals)
+    assert certificate._certified_smallest(matrices, 1.0) == 0
+    # Of those that are proved the worst counts: the slack grows with the trace.
+    both = certificate._certified_smallest(matrices[:2], 1.0)
+    assert 0.9 < both == min(certificate._certified_smallest(one[None], 1.0) for one in matrices[:2]) <= 1
+
+
+@pytest.mark.parametrize("shift", [1e-2, -1e-2])
+def test_the_floor_allows_for_an_error_of_the_gram_symbol(shift: float) -> None:
+    # Nearly orthogonal: the floor is near the smallest eigenvalue, and an error of the symbol moves both.
+    kernel = np.zeros((2, 2, 2))
+    kernel[..., 0], kernel[..., 1] = np.eye(2), 1e-6 * np.eye(2)
+    coefficients = blunted(gram(torch.from_numpy(kernel[None])), shift)
+    work = certificate._Work(coefficients, ONE_THREAD, PATIENT, lambda _peak: 0.0)
+    cells = root_cells((1,))
+    for _cut in range(8):
+        cells = cells.split()
+    assert 0.9 < certificate._floor(work, cells, 1 + 1e-5) <= (1 - 1e-6) ** 2
 
 
 def test_no_time_at_all_gives_a_valid_interval(truths: dict[str, Any]) -> None:
@@ -547,6 +625,118 @@ def test_a_smallest_value_of_huge_weights_is_enclosed() -> None:
     with mpmath.workdps(precise.DIGITS):
         assert interval.lower <= precise.infimum(kernel, 64)
         assert interval.upper >= precise.infimum(kernel, 64) * mpmath.mpf(0.9)
+
+
+@pytest.mark.parametrize("name", ["shift", "orthogonal pointwise", "pointwise", "rotated and shifted"])
+def test_a_smallest_value_that_is_the_same_at_every_frequency_is_enclosed_without_tolerance(name: str) -> None:
+    interval = smallest_of(ADVERSARIES[name])
+    with mpmath.workdps(precise.DIGITS):
+        truth = precise.smallest(ADVERSARIES[name], [0.0, 0.0])
+        assert mpmath.mpf(interval.lower) <= truth <= mpmath.mpf(interval.upper)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("top", [1.0, 7.3, 1e3, 1e8])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (3, 1, 5), (3, 3, 1), (2, 2, 3, 3)], ids=str)
+def test_the_complement_of_the_gram_symbol_is_within_its_error(
+    shape: tuple[int, ...], top: float, dtype: torch.dtype
+) -> None:
+    kernel = random(shape)
+    kernel = kernel / abs(kernel).max()
+    coefficients = certificate._complement(gram(torch.from_numpy(kernel[None]), dtype), top)
+    dims, size = kernel.ndim - 2, coefficients.size
+    for numerator in range(5):
+        phases = coefficients.phases(np.full((1, dims), numerator), (7,) * dims)
+        computed = coefficients.at(phases)[0].to(torch.complex128)
+        with mpmath.workdps(precise.DIGITS):
+            true = mpmath.mpf(top) * mpmath.eye(size) - precise.gram(kernel, [2 * mpmath.pi * numerator / 7] * dims)
+            wrong = mpmath.svd_c(mpmath.matrix(computed.tolist()) - true, compute_uv=False)[0]
+            assert wrong <= coefficients.error
+    assert coefficients.error <= 1e3 * float(torch.finfo(dtype).eps) * (top + float(np.square(kernel).sum()))
+
+
+def test_what_follows_for_the_smallest_value_is_rounded_outwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of nearly equal squares the difference has few digits left: that is where a rounding counts.
+    rng, interval, complement = np.random.default_rng(0), certificate._interval, certificate._complement
+    tops: list[float] = []
+    monkeypatch.setattr(certificate, "_complement", lambda given, top: (tops.append(top), complement(given, top))[1])
+    for power in rng.uniform(-15, 0, 300):
+        one = rng.uniform(0.5, 1)
+        other = one * (1 - 10.0 ** rng.uniform(-15, 0))
+        ends = []
+
+        def near(work: Any, *rest: Any, power: float = power, ends: list[float] = ends) -> tuple[float, float]:
+            if not math.isfinite(work.ceiling):  # the norm itself
+                return interval(work, *rest)
+            upper = math.sqrt(tops[-1]) * (1 - 10.0**power)
+            shown = work.lower(Peak(np.zeros(1), 0, torch.ones(1, 1, dtype=torch.float64), 0.0))
+            ends.extend((upper * (1 - 10.0 ** rng.uniform(-15, -1)), upper, shown))
+            return ends[0], upper
+
+        monkeypatch.setattr(certificate, "_interval", near)
+        found = smallest_of(np.array([[[one, -other]]]))
+        top, (lower, upper, shown) = Fraction(tops[-1]), map(Fraction, ends)
+        assert Fraction(found.lower) ** 2 <= max(Fraction(0), top - upper**2)
+        assert Fraction(found.upper) ** 2 >= top - lower**2
+        assert shown**2 <= top - (Fraction(one) - Fraction(other)) ** 2
+
+
+# -------------------------------------------------------------------------------------------------------- little memory
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_coefficients_in_single_precision_give_a_valid_interval(
+    name: str, monkeypatch: pytest.MonkeyPatch, truths: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: torch.float32)
+    kernel, budget = ADVERSARIES[name], Budget(evaluations=2_000, seconds=None)
+    interval, peak = certify_with_peak(form_of(kernel[None]), 1e-3, execution=ONE_THREAD, budget=budget)
+    check_exactly(kernel, interval, peak, truth_of(name, truths))
+    assert interval.upper <= interval.lower * 1.1 + 4e-323
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_coefficients_in_single_precision_give_a_valid_smallest_value(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: torch.float32)
+    interval = smallest_of(ADVERSARIES[name], 1e-2, Budget(evaluations=2_000, seconds=None))
+    with mpmath.workdps(precise.DIGITS):
+        assert mpmath.mpf(interval.lower) <= precise.infimum(ADVERSARIES[name], 8)
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_without_coefficients_two_matrix_norms_enclose(
+    name: str, monkeypatch: pytest.MonkeyPatch, truths: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: None)
+    kernel = ADVERSARIES[name]
+    interval, peak = certify_with_peak(form_of(kernel[None]), execution=ONE_THREAD)
+    assert peak is None
+    with mpmath.workdps(precise.DIGITS):
+        assert mpmath.mpf(interval.lower) <= truth_of(name, truths) <= mpmath.mpf(interval.upper)
+    scale, taps = abs(kernel).max(), math.prod(kernel.shape[2:])
+    flat = [k.reshape(len(k), -1) / scale for k in (kernel, kernel.swapaxes(0, 1))]
+    norms = [float(np.linalg.norm(matrix, 2)) * scale for matrix in flat]
+    assert interval.lower >= max(norms) * (1 - 1e-9) - 4e-323
+    assert interval.upper <= math.sqrt(taps) * min(norms) * (1 + 1e-9) + 4e-323
+    with pytest.raises(UnavailableError):
+        smallest_of(kernel)
+
+
+def test_without_coefficients_the_factor_is_rounded_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: None)
+    for norm in np.random.default_rng(0).uniform(0.5, 8, 100).tolist():
+        monkeypatch.setattr(certificate, "matrix_norm", lambda _matrix, value=norm: (value, value))
+        for taps in (1, 2, 3, 5):
+            assert Fraction(interval_of(np.full((1, 1, taps), 0.7)).upper) ** 2 >= taps * Fraction(norm) ** 2
+
+
+def test_without_coefficients_the_largest_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: None)
+    kernel = random((3, 2, 5, 3)) * np.array([0.1, 1.0, 0.2])[:, None, None, None]
+    together, alone = certify(form_of(kernel), execution=ONE_THREAD), interval_of(kernel[1])
+    assert (together.lower, together.upper) == (alone.lower, alone.upper)
 
 
 # ---------------------------------------------------------------------------------------------------------- consistency
