@@ -77,7 +77,6 @@ class FrequencyGrid:
         starts, ends = [], []
         for axis, (n, d, r) in enumerate(zip(self.size, self.degrees, self.dilation, strict=True)):
             stop = (n - self.shift[axis]) // 2 + 1 if axis == 0 else n
-            stop = min(stop, n)
             length = n if d == 0 else max(1, math.floor(_ROOT / max(1, len(self.size)) * 2 * n / (2 * math.pi * d * r)))
             cuts = np.arange(0, stop, min(length, stop), dtype=np.int64)
             starts.append(cuts)

@@ -369,7 +369,7 @@ def test_the_floor_is_that_of_the_theorem_rounded_down(monkeypatch: pytest.Monke
     rng, cells = np.random.default_rng(0), root_cells((1,)).split().split()
     coefficients = replace(gram(torch.ones(1, 1, 1, 2, dtype=torch.float64)), error=0.0)
     work = certificate._Work(coefficients, ONE_THREAD, PATIENT, lambda _peak: 0.0)
-    for upper, share in zip(rng.uniform(0.5, 8, 400).tolist(), rng.uniform(0.7, 1, 400).tolist(), strict=True):
+    for upper, share in zip(rng.uniform(0.5, 8, 400).tolist(), rng.uniform(0.16, 1, 400).tolist(), strict=True):
         smallest = share * upper**2
         monkeypatch.setattr(certificate, "_certified_smallest", lambda *_, value=smallest: value)
         found = certificate._floor(work, cells, upper)
@@ -377,7 +377,10 @@ def test_the_floor_is_that_of_the_theorem_rounded_down(monkeypatch: pytest.Monke
             half = mpmath.pi / 2 / 2 ** int(cells.levels.min()) / 2
             sine, cosine = mpmath.sin(half) ** 2, mpmath.cos(half) ** 2
             true = (mpmath.mpf(smallest) - mpmath.mpf(upper) ** 2 * sine) / cosine
-            assert true - mpmath.mpf(upper) ** 2 * mpmath.mpf(10) ** -13 <= found <= true
+            # One that is far below the norm is not worth its cost.
+            worth = true > mpmath.mpf(upper) ** 2 / 7
+            assert found <= max(true, 0)
+            assert not worth or found >= true - mpmath.mpf(upper) ** 2 * mpmath.mpf(10) ** -13
 
 
 def test_a_wrong_estimate_of_the_smallest_eigenvalue_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import mpmath
@@ -16,12 +17,14 @@ from hypothesis import strategies as st
 
 import precise
 from cases import GRID, Case, kernels
+from convsv import grid_maximum
 from convsv.certificate import certify_with_peak
 from convsv.execution import Execution
 from convsv.gram import Gram, Phases, gram
 from convsv.grid_maximum import FrequencyGrid, Wanted, grid_peaks, prove_grid
 from convsv.peaks import Peak
-from convsv.rounding import power_of_two_scale, scale_by_power
+from convsv.proving import Points
+from convsv.rounding import above, power_of_two_scale, scale_by_power
 from convsv.symbol import NormalForm, normal_form, symbol
 
 ONE_THREAD = Execution(device="cpu", jobs=1)
@@ -151,6 +154,44 @@ def test_an_error_of_the_gram_symbol_is_allowed_for(shift: float, sign: int) -> 
         for known in (poor_peak(form, grid), grid_peaks(wrong, [grid], [peak], ONE_THREAD)[0]):
             found, _evaluations, _best = prove_grid(wrong, grid, Wanted(norm.upper), known, ONE_THREAD)
             assert found >= dense_maximum(form, grid) * (1 - 1e-14)
+
+
+def test_limits_are_those_of_the_theorem_rounded_down() -> None:
+    rng, grid = np.random.default_rng(0), FrequencyGrid((40, 9), (1, 0), (1, 3), (2, 1))
+    first = np.stack([rng.integers(0, 40, 60), rng.integers(0, 9, 60)], 1)
+    last = np.minimum(first + rng.integers(0, 4, (60, 2)) * rng.integers(0, 2, (60, 1)), [39, 8])
+    # Next to the norm the arccosine is ill-conditioned, next to a quarter turn the cosine.
+    quotients = np.concatenate([1 - 10.0 ** rng.uniform(-16, 0, 40), 10.0 ** rng.uniform(-1.3, 0, 80)])
+    for norm, quotient in zip(rng.uniform(0.5, 8, 120).tolist(), quotients.tolist(), strict=True):
+        target = norm * quotient
+        found = grid_maximum._thresholds(grid, first, last, norm, target).tolist()
+        with mpmath.workdps(precise.DIGITS):
+            # As prove_grid returns it, rounded up.
+            proved, square = mpmath.mpf(above(target, 2)), mpmath.mpf(norm) ** 2
+            for (i, j), (k, m), limit in zip(first.tolist(), last.tolist(), found, strict=True):
+                tau = mpmath.pi * (mpmath.mpf(2 * (k - i)) / 40 + mpmath.mpf(3 * (m - j)) / 9)
+                angle = min(mpmath.acos(min(proved / mpmath.mpf(norm), 1)) + tau / 2, mpmath.pi / 2)
+                true = square * mpmath.cos(angle) ** 2 if tau else proved**2
+                assert limit <= true or limit <= square * mpmath.mpf(10) ** -30
+                # Near the norm itself the arccosine of a rounded quotient is off by the root of a rounding.
+                assert limit >= true - square * mpmath.mpf(10) ** (-7 if tau else -14)
+
+
+def test_the_target_is_raised_to_above_what_the_eigenvalues_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    form, rng = noise(2), np.random.default_rng(0)
+    grid = FrequencyGrid((9, 9), (0, 0), (1, 1), form.degrees)
+    first, last = np.zeros((3, 2), dtype=np.int64), np.zeros((3, 2), dtype=np.int64)
+    points = Points(grid.numerators(first, last), grid.denominators, np.zeros(3, dtype=np.int64))
+    for error in (0.0, 1e-3):
+        coefficients = replace(gram(form.kernel), error=error)
+        proof = grid_maximum._Proof(coefficients, grid, ONE_THREAD, lambda: False, poor_peak(form, grid))
+        for values in rng.uniform(0.5, 8, (200, 3)).tolist():
+            bounds = iter(values)
+            monkeypatch.setattr(proof, "_bound", lambda _point, bounds=bounds: next(bounds))
+            raised = proof.raised(points, 0.1)
+            assert Fraction(raised) ** 2 >= Fraction(max(values)) + Fraction(error)
+            assert raised <= math.sqrt(max(values) + error) * (1 + 1e-14)
+            assert proof.raised(points.take(slice(0, 0)), 9.0) == 9.0
 
 
 def noise(channels: int) -> NormalForm:
