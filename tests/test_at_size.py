@@ -19,7 +19,7 @@ from convsv import at_size
 from convsv.at_size import Effort, any_size_copies, certify_at_size
 from convsv.bloch import bloch_waves
 from convsv.certificate import Budget, certify_with_peak
-from convsv.errors import GeometryError
+from convsv.errors import ContradictionError, GeometryError
 from convsv.execution import Execution
 from convsv.geometry import PADDINGS, Geometry
 from convsv.golub_kahan import LanczosOptions, leading_singular_values
@@ -167,6 +167,13 @@ def test_a_layer_without_output_is_refused() -> None:
     case = Case((1, 1, 3), Geometry((2,), (1,), ((0, 0),)))
     with pytest.raises(GeometryError):
         intervals_of(case)
+
+
+def test_ends_that_exclude_each_other_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_size, "matrix_norm", lambda _matrix: (2e9, 1e9))
+    monkeypatch.setattr(at_size, "_ritz", lambda *_: 1e9)
+    with pytest.raises(ContradictionError):
+        intervals_of(UNUSUAL["uneven padding"])
 
 
 @settings(max_examples=max(150, settings.default.max_examples))

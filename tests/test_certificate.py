@@ -28,7 +28,7 @@ from cases import GRID, Case, kernels
 from convsv import certificate
 from convsv.cells import Cells, concatenate, root_cells
 from convsv.certificate import Budget, certify, certify_smallest, certify_with_peak
-from convsv.errors import ComputationError, UnavailableError
+from convsv.errors import ComputationError, ContradictionError, UnavailableError
 from convsv.execution import Execution
 from convsv.gram import Gram, gram
 from convsv.peaks import Peak, look
@@ -467,6 +467,21 @@ def test_the_zero_kernel_and_the_empty_kernel_have_norm_zero() -> None:
         assert (interval.lower, interval.upper, peak) == (0.0, 0.0, None)
 
 
+def test_ends_that_exclude_each_other_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "lower_bound", lambda *_: 1e9)
+    with pytest.raises(ContradictionError):
+        interval_of(ADVERSARIES["random"])
+    monkeypatch.undo()
+    interval = certificate._interval
+    monkeypatch.setattr(
+        certificate,
+        "_interval",
+        lambda work, *rest: (2.0, 1.0) if math.isfinite(work.ceiling) else interval(work, *rest),
+    )
+    with pytest.raises(ContradictionError):
+        smallest_of(ADVERSARIES["random"])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     kernel = random((1, 2, 2, 3))
@@ -733,6 +748,15 @@ def test_without_coefficients_the_factor_is_rounded_up(monkeypatch: pytest.Monke
         monkeypatch.setattr(certificate, "matrix_norm", lambda _matrix, value=norm: (value, value))
         for taps in (1, 2, 3, 5):
             assert Fraction(interval_of(np.full((1, 1, taps), 0.7)).upper) ** 2 >= taps * Fraction(norm) ** 2
+
+
+def test_without_coefficients_denormal_ends_are_rounded_outwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "storage", lambda *_: None)
+    for seed in range(20):
+        kernel = random((2, 2, 1), seed) * 2.0**-1070
+        interval = interval_of(kernel)
+        with mpmath.workdps(precise.DIGITS):
+            assert mpmath.mpf(interval.lower) <= precise.largest(kernel, [0.0]) <= mpmath.mpf(interval.upper)
 
 
 def test_without_coefficients_the_largest_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
