@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracle
+import precise
 from cases import GRID, Case, cases, fitting, geometry_like, is_possible, kernels
 from convsv import at_size
 from convsv.at_size import Effort, any_size_copies, certify_at_size
@@ -149,6 +152,34 @@ def test_weights_of_any_scale_are_enclosed(scale: float) -> None:
     assert lower <= truth * (1 + 1e-13) + granularity
     assert upper >= truth * (1 - 1e-13) - granularity
     assert upper <= lower * 1.5 + 4 * granularity
+
+
+@pytest.mark.parametrize("way", ["as it is", "the lower end first", "the matrix last"])
+@pytest.mark.parametrize("mode", ["zeros", "circular", "replicate"])
+def test_denormal_weights_are_enclosed_without_tolerance(mode: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "the matrix last":
+        for name, value in {"_DENSE_SIDE": 0, "_DENSE_SIDE_IF_WIDE": 1024, "_WIDE": -1.0}.items():
+            monkeypatch.setattr(at_size, name, value)
+    monkeypatch.setattr(at_size, "_LONG", 0)
+    effort = Effort(tol=1e-12) if way == "the lower end first" else at_size.ALL
+    for seed, taps in itertools.product(range(6), (1, 2)):
+        case = Case((2, 2, taps), Geometry((4,), (1,), ((0, taps - 1),), mode))
+        kernel = np.random.default_rng(seed).standard_normal(case.shape) * 2.0**-1070
+        stored, g = torch.from_numpy(kernel[None].copy()), case.geometry
+        norm, peak = certify_with_peak(normal_form(stored, (1,), (1,)), 1e-6, execution=ONE_THREAD, budget=PATIENT)
+        interval = certify_at_size(stored, g, norm, peak, execution=ONE_THREAD, effort=effort)
+        dense = case.dense(kernel)
+        assert precise.norm_squared_at_most(dense, Fraction(interval.upper) ** 2)
+        assert not precise.norm_squared_at_most(dense, Fraction(interval.lower) ** 2 * (1 - Fraction(1, 10**25)))
+
+
+@pytest.mark.parametrize("case", GRID[::12], ids=lambda case: case.id)
+def test_where_the_circles_are_wide_the_matrix_is_looked_at(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_DENSE_SIDE": 0, "_DENSE_SIDE_IF_WIDE": 1024}.items():
+        monkeypatch.setattr(at_size, name, value)
+    check(case)
+    interval = intervals_of(case)[1]
+    assert interval.upper <= interval.lower * (1 + 2e-3)
 
 
 def test_a_norm_beyond_the_largest_float_proves_nothing_at_a_size() -> None:
