@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,146 @@ def test_hostile_files_do_not_keep_others_from_being_analysed(convsv: Callable[.
     checkpoints = json.loads(ended.out)["checkpoints"]
     assert [len(c["layers"]) for c in checkpoints if c["path"] == str(good)] == [1]
     assert all(c["problems"] and not c["layers"] for c in checkpoints if c["path"] != str(good))
+
+
+# ------------------------------------------------------------------------------------------- many that point at one
+
+
+def words(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def calls_of_a_long_name(path: Path) -> Path:
+    return with_pickle(path, b"\x80\x02c" + b"a" * 1_000_000 + b"\nb\n" + b"2)R0" * 900_000 + b"0N.")
+
+
+def arrays_of_one_text(path: Path) -> Path:
+    size, unset = 60_000_000, b"J\xff\xff\xff\xff"
+    encoded = b"c_codecs\nencode\n" + words("a" * size) + words("latin1") + b"\x86Rq\x000"
+    dtype = b"cnumpy\ndtype\n" + words("u1") + b"\x85R(K\x03" + words("|") + b"NNN" + unset * 2 + b"K\x00tbq\x010"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J" + struct.pack("<i", size) + b"\x85h\x01\x89h\x00tb"
+    named = b"".join(words(f"a{i}") + array for i in range(60))
+    return with_pickle(path, b"\x80\x02" + encoded + dtype + b"}(" + named + b"u.")
+
+
+def headers_within_headers(path: Path) -> Path:
+    """Extra fields of 64 KiB reach over the headers behind, to one row of small fields that all of them are to read."""
+    local, directory, count = bytearray(), bytearray(), 0
+
+    def add(name: bytes, size: int, extra: int, crc: int = 0) -> None:
+        nonlocal count
+        known = struct.pack("<3L2H", crc, size, size, len(name), extra)
+        stated = struct.pack("<3L2H", crc, size % 0xFFFFFFFF, size % 0xFFFFFFFF, len(name), 0)
+        directory.extend(b"PK\x01\x02" + struct.pack("<6H", 20, 20, 0, 0, 0, 0) + stated)
+        directory.extend(struct.pack("<3H2L", 0, 0, 0, 0, len(local)) + name)
+        local.extend(b"PK\x03\x04" + struct.pack("<5H", 20, 0, 0, 0, 0) + known + name)
+        count += 1
+
+    empty = b"\x80\x02}."
+    add(b"a/data.pkl", len(empty), 0, zlib.crc32(empty))
+    local.extend(empty)
+    for _ in range(40):
+        places = []
+        for _ in range(700):
+            add(b"a/data/%07d" % count, 0xFFFFFFFF, 65535)
+            places.append(len(local))
+            local.extend(bytes(4))
+        for place in places:
+            local[place : place + 4] = struct.pack("<2H", 9, len(local) - place - 4)
+        local.extend(bytes((65495 - len(local) + places[0]) // 4 * 4) + struct.pack("<2H2Q", 1, 16, 0, 0))
+    local.extend(bytes(70_000))
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(directory), len(local), 0)
+    path.write_bytes(local + directory + end)
+    return path
+
+
+def shards_of_one_long_index(path: Path) -> Path:
+    def shard(name: str) -> None:
+        header = json.dumps({name: entry([0], 0)}).encode()
+        (path.parent / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+    names = [*(f"s{i}" for i in range(511)), "z"]
+    for name in names:
+        shard(name)
+    weight_map = {name: f"{name}.safetensors" for name in names} | {f"a{i}": "z.safetensors" for i in range(1_000_000)}
+    index = path.parent / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def script(path: Path, code: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02c__torch__.m\nM\n)\x81}" + words("weight") + b"K\x01sb.")
+        archive.writestr("a/constants.pkl", b"\x80\x02).")
+        archive.writestr("a/code/__torch__/m.py", code, zipfile.ZIP_DEFLATED)
+    return path
+
+
+def method(own: str, body: str) -> str:
+    return f"class M(Module):\n  def forward({own}: x) -> T:\n{body}"
+
+
+def nested_calls() -> str:
+    return "".join(f"class M{i}(Module):\n  def f(s: x) -> T:\n    {'torch.conv2d(' * 4096}\n" for i in range(500))
+
+
+def convolutions(path: Path, given: str, *others: dict[str, Any], **sizes: Any) -> Path:
+    """An exported program of 60,000 convolutions of the same two values."""
+    inputs = [{"name": name, "arg": {"as_tensor": {"name": name}}} for name in ("input", "weight")]
+    inputs[0] = {"name": "input", "arg": {"as_tensor": {"name": given}}}
+    nodes = [{"target": "torch.ops.aten.conv2d.default", "inputs": inputs}] * 60_000
+    values = {"weight": {"sizes": [{"as_int": 3}] * 4}} | sizes
+    program = {"graph_module": {"graph": {"nodes": [*others, *nodes], "tensor_values": values}}}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data/weights/model_weights_config.json", '{"config": {}}')
+        archive.writestr("a/models/model.json", json.dumps(program))
+    return path
+
+
+def made(target: object, **more: Any) -> dict[str, Any]:
+    return {"target": target, "outputs": [{"as_tensor": {"name": "p"}}], **more}
+
+
+PAD = "torch.ops.aten.pad.default"
+MANY_AT_ONE: dict[str, Callable[[Path], Path]] = {
+    "calls of a long name": calls_of_a_long_name,
+    "arrays of one text": arrays_of_one_text,
+    "headers within headers": headers_within_headers,
+    "shards of one long index": shards_of_one_long_index,
+    "calls in a function whose argument has a long name": lambda path: script(
+        path, method("s" * 10_000_000, "    _0 = torch.conv2d(x, self.weight, None)\n")
+    ),
+    "calls with one long variable": lambda path: script(
+        path,
+        method(
+            "s",
+            f"    a = [{'1, ' * 3_000_000}1]\n" + "    _0 = torch.conv2d(x, s.weight, None, a, a, a, 1)\n" * 4000,
+        ),
+    ),
+    "calls in calls": lambda path: script(path, nested_calls()),
+    "convolutions of one long shape": lambda path: convolutions(path, "x", x={"sizes": [{"as_int": 1}] * 500_000}),
+    "convolutions behind one long pad": lambda path: convolutions(
+        path, "p", made(PAD, inputs=[{"name": "pad", "arg": {"as_ints": [0] * 3_000_000}}])
+    ),
+    "convolutions behind one pad in a long module": lambda path: convolutions(
+        path, "p", made(PAD, metadata={"nn_module_stack": "z" * 20_000_000 + ",,"})
+    ),
+    "convolutions behind one pad of many arguments": lambda path: convolutions(
+        path, "p", made(PAD, inputs=[{"name": "pad"}] * 500_000)
+    ),
+    "convolutions behind one long operator": lambda path: convolutions(path, "p", made(["z"] * 1_000_000)),
+}
+
+
+@pytest.mark.parametrize("case", MANY_AT_ONE)
+def test_what_many_parts_of_a_file_point_at_is_not_gone_through_for_each(
+    case: str, convsv: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """Small files, and products of two numbers in them: none takes 10 seconds or 2 GiB."""
+    path = MANY_AT_ONE[case](tmp_path / "m.pt")
+    ended = convsv("layers", path)
+    assert ended.code in (0, 3), ended.err
+    assert len(ended.errors) == (ended.code == 3)
 
 
 def test_hostile_objects_in_a_pickle_are_read_and_never_made(convsv: Callable[..., Ended], tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ _PADDING = re.compile(r"torch\.ops\.aten\.(pad|constant_pad_nd)\.\w+")
 _NORM = re.compile(r"torch\.ops\.aten\.(batch_norm|_native_batch_norm_legit_no_training)\.\w+")
 _MODES = {"constant": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
 _LARGEST = 1 << 31
+_MOST_ITEMS = 64
+"""Sizes, numbers or arguments in one place. Many convolutions may point at it, and each looks at all of them."""
+_LONGEST = 1 << 12
+"""Characters of a name that is taken apart, for the same reason."""
 
 
 def facts_of_graph(program: Json, container: tuple[str, ...]) -> list[ModuleFacts]:
@@ -78,7 +82,7 @@ class _Graph:
         return facts
 
     def _convolution(self, node: Json) -> tuple[tuple[str, str], GeometryFacts, str] | None:
-        match = _CONVOLUTION.fullmatch(str(node.get("target")))
+        match = _CONVOLUTION.fullmatch(_text(node.get("target")))
         arguments = _arguments(node)
         weight, given = _name(arguments.get("weight")), _name(arguments.get("input"))
         shape = self._shape(weight)
@@ -116,11 +120,11 @@ class _Graph:
     def _padded(self, name: str, node: Json, dims: int) -> tuple[str, Amounts, str] | None:
         """Return (what is padded, amounts, mode) if the module that convolves padded its input by itself."""
         pad = self._made.get(name, {})
-        if not _PADDING.fullmatch(str(pad.get("target"))) or _module(pad) != _module(node):
+        if not _PADDING.fullmatch(_text(pad.get("target"))) or _module(pad) != _module(node):
             return None
         arguments = _arguments(pad)
         flat, before = _integers(arguments.get("pad")), _name(arguments.get("self"))
-        mode = _MODES.get(_mapping(arguments.get("mode")).get("as_string", "constant"))
+        mode = _MODES.get(_text(_mapping(arguments.get("mode")).get("as_string", "constant")))
         value = _mapping(arguments.get("value"))
         if flat is None or mode is None or len(flat) % 2 or len(flat) > 2 * dims or min(flat, default=0) < 0:
             return None
@@ -136,7 +140,7 @@ class _Graph:
             arguments = _arguments(node)
             given = _name(arguments.get("input"))
             training = _mapping(arguments.get("training")).get("as_bool")
-            if not _NORM.fullmatch(str(node.get("target"))) or training or self._taken[given] != 1:
+            if not _NORM.fullmatch(_text(node.get("target"))) or training or self._taken[given] != 1:
                 continue
             variance = self._keys.get(_name(arguments.get("running_var")))
             weight = _name(arguments.get("weight"))
@@ -151,7 +155,7 @@ class _Graph:
 
     def _shape(self, name: str) -> tuple[int | None, ...] | None:
         sizes = _mapping(self._sizes.get(name)).get("sizes")
-        if not isinstance(sizes, list):
+        if not isinstance(sizes, list) or len(sizes) > _MOST_ITEMS:
             return None
         numbers = [_mapping(size).get("as_int") for size in sizes]
         return tuple(n if type(n) is int and 0 < n < _LARGEST else None for n in numbers)
@@ -177,13 +181,14 @@ def _joined(path: str, leaf: str) -> str:
 
 def _module(node: Json) -> str:
     """Return the path of the innermost module that made a node: ``L__self__c,c,torch.nn.modules.conv.Conv2d``."""
-    stack = _mapping(node.get("metadata")).get("nn_module_stack")
-    parts = stack.rpartition(";")[2].split(",") if isinstance(stack, str) else []
+    stack = _text(_mapping(node.get("metadata")).get("nn_module_stack"))
+    parts = stack.rpartition(";")[2].split(",")
     return parts[1] if len(parts) > 1 else ""
 
 
 def _arguments(node: Json) -> dict[str, Any]:
-    pairs = ((_mapping(item).get("name"), _mapping(item).get("arg")) for item in _list(node.get("inputs")))
+    inputs = _list(node.get("inputs"))[:_MOST_ITEMS]
+    pairs = ((_mapping(item).get("name"), _mapping(item).get("arg")) for item in inputs)
     return {name: value for name, value in pairs if isinstance(name, str)}
 
 
@@ -218,9 +223,10 @@ def _name(argument: Any, *, wrapped: bool = True) -> str:
 def _integers(argument: Any) -> tuple[int, ...] | None:
     held = _mapping(argument)
     values = held.get("as_ints", held.get("as_sym_ints", [held.get("as_int")]))
-    items = [item.get("as_int") if isinstance(item, dict) else item for item in _list(values)]
+    given = _list(values)[: _MOST_ITEMS + 1]
+    items = [item.get("as_int") if isinstance(item, dict) else item for item in given]
     numbers = tuple(item for item in items if type(item) is int and abs(item) < _LARGEST)
-    return numbers if items and len(numbers) == len(items) else None
+    return numbers if 0 < len(items) == len(numbers) <= _MOST_ITEMS else None
 
 
 def _axes(argument: Any, dims: int, default: int) -> tuple[int, ...] | None:
@@ -243,6 +249,10 @@ def _amounts(argument: Any, taps: tuple[int, ...], dilation: tuple[int, ...] | N
 
 def _mapping(value: object) -> Json:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and len(value) <= _LONGEST else ""
 
 
 def _list(value: object) -> list[Any]:

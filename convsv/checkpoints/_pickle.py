@@ -25,11 +25,14 @@ from typing import NamedTuple, TypeAlias
 from convsv.checkpoints._file import RegularFile
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError
 
-__all__ = ["MAX_PICKLE_BYTES", "Call", "PersistentId", "Pickle", "PickledDict", "Symbol", "interpret"]
+__all__ = ["MAX_OLD_TEXT", "MAX_PICKLE_BYTES", "Call", "PersistentId", "Pickle", "PickledDict", "Symbol", "interpret"]
 
 MAX_OPCODES = 4_000_000
 MAX_PICKLE_BYTES = 1 << 28
 _MAX_DIGITS = 4300  # decimal integers longer than this take quadratic time to parse
+_MAX_GLOBAL = 1 << 10  # characters; a name is looked at once for each of its calls, which may be millions
+MAX_OLD_TEXT = 1 << 12
+"""Bytes of Python 2's strings that are read as text."""
 _TRUSTED_READ = 1 << 16
 _SHORT = 1 << 17
 """Bytes of a pickle that is kept in memory, and what it built, until others were met."""
@@ -312,7 +315,10 @@ def _text(data: bytes) -> str:
 
 
 def _old_string(data: bytes) -> str | bytes:
-    # Python 2 had one type for text and bytes. What is UTF-8 is read as text, and gives the same bytes back.
+    # Python 2 had one type for text and bytes. What is UTF-8 is read as text, and gives the same bytes back; but for
+    # what no name is as long as: those are the values of an array.
+    if len(data) > MAX_OLD_TEXT:
+        return data
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -500,7 +506,7 @@ def _set_items(m: _Machine) -> None:
 @_operation(b"c")
 def _global(m: _Machine) -> None:
     module, name = _text(m.line()), _text(m.line())
-    m.stack.append(Symbol(module, name))
+    m.stack.append(_symbol(module, name))
 
 
 @_operation(b"\x93")
@@ -508,7 +514,13 @@ def _stack_global(m: _Machine) -> None:
     name, module = m.stack.pop(), m.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise _damaged("a global has no name")
-    m.stack.append(Symbol(module, name))
+    m.stack.append(_symbol(module, name))
+
+
+def _symbol(module: str, name: str) -> Symbol:
+    if len(module) + len(name) > _MAX_GLOBAL:
+        raise _damaged("the name of a global is too long")
+    return Symbol(module, name)
 
 
 def _extension(size: struct.Struct) -> _Operation:
@@ -543,7 +555,7 @@ def _new_object_ex(m: _Machine) -> None:
 def _inst(m: _Machine) -> None:
     module, name = _text(m.line()), _text(m.line())
     args = m.pop_mark()
-    _call(m, Symbol(module, name), tuple(args))
+    _call(m, _symbol(module, name), tuple(args))
 
 
 @_operation(b"o")

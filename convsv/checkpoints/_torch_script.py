@@ -24,6 +24,9 @@ MAX_CODE = 1 << 25
 """Bytes of code that are read of one archive; what more there is is not known."""
 _MAX_CALLS = 1 << 12
 _MAX_CALL = 1 << 12
+_MAX_LITERAL = 128
+_MAX_SCANNED = 2
+"""How often a character may be scanned, once for each call that it is an argument of."""
 _FORWARD = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 _GENERAL = ("input", "weight", "bias", "stride", "padding", "dilation", "transposed", "output_padding", "groups")
@@ -31,9 +34,10 @@ _CALL = re.compile(r"\btorch\.(_convolution_mode|_?convolution|conv_transpose[12
 _CLASS = re.compile(r"^class (\w+)\(Module\):$", re.MULTILINE)
 _CONSTANT = re.compile(r"^  (\w+) : Final\[.*\] = (.*)$", re.MULTILINE)
 _FUNCTION = re.compile(r"^  def \w+\((\w+):", re.MULTILINE)
-_VARIABLE = re.compile(r"^ +(\w+) = (.*)$", re.MULTILINE)
+_VARIABLE = re.compile(r"^ +(\w+) = (.{0,4096})$", re.MULTILINE)
 _PAD = re.compile(r"torch\.(pad|constant_pad_nd)\(")
 _NORM = re.compile(r"\btorch\.batch_norm\(")
+_MARK = re.compile(r'[()\[\],"]')
 _INTEGERS = re.compile(r"[\[(]((?:-?[0-9]{1,18}, )*-?[0-9]{1,18}),?[\])]")
 _FLOAT = re.compile(r"[0-9]{1,20}\.[0-9]{0,20}(?:e-?[0-9]{1,3})?")
 _MODES = {"constant": "zeros", "circular": "circular", "reflect": "reflect", "replicate": "replicate"}
@@ -120,12 +124,17 @@ def _calls(function: str) -> Iterator[Constants]:
     head = _FUNCTION.match(function)
     own = head[1] if head else "self"
     variables = dict(_VARIABLE.findall(function))
+    left = _MAX_SCANNED * len(function)
     for match in _CALL.finditer(function):
-        arguments = _arguments(function, match.end())
+        arguments, end = _scanned(function, match.end())
+        left -= end - match.end()
+        if left < 0:  # calls in calls in calls
+            return
         names = _TRANSPOSED if "transpose" in match[1] else _GENERAL if match[1].endswith("convolution") else _FORWARD
         given = dict(zip(names, arguments, strict=False))
         weight = variables.get(given.get("weight", ""), given.get("weight", ""))
-        if not re.fullmatch(rf"({re.escape(own)}|CONSTANTS)\.\w+", weight):
+        owner, _, attribute = weight.partition(".")
+        if owner not in (own, "CONSTANTS") or not re.fullmatch(r"\w+", attribute):
             # A weight of another module, or one that is computed: what is said of it is not about this class.
             yield {}
             continue
@@ -157,9 +166,15 @@ def _with_padding(constants: Constants, made: str) -> Constants:
 
 def _arguments(text: str, start: int) -> list[str]:
     """Return the arguments of a call whose bracket opened right before ``start``; those of a long call in part."""
-    arguments, depth, begin, quoted = [], 0, start, False
-    for at in range(start, min(start + _MAX_CALL, len(text))):
-        character = text[at]
+    return _scanned(text, start)[0]
+
+
+def _scanned(text: str, start: int) -> tuple[list[str], int]:
+    """Return the arguments of a call, and how far the text was looked at."""
+    arguments, depth, begin, quoted = list[str](), 0, start, False
+    end = min(start + _MAX_CALL, len(text))
+    for found in _MARK.finditer(text, start, end):
+        at, character = found.start(), found[0]
         if character == '"' and text[at - 1] != "\\":
             quoted = not quoted
         if quoted:
@@ -172,12 +187,17 @@ def _arguments(text: str, start: int) -> list[str]:
             arguments.append(text[begin:at].strip())
             begin = at + 1
             if character != ",":
-                break
-    return arguments
+                return arguments, at
+    return arguments, end
 
 
 def _literal(text: str) -> object:
-    """Return a literal as a value: a tuple of integers, an integer, a float, a word, a truth value; else None."""
+    """Return a literal as a value: a tuple of integers, an integer, a float, a word, a truth value; else None.
+
+    What is longer than any of these is None: a variable may be an argument of every call.
+    """
+    if len(text) > _MAX_LITERAL:
+        return None
     integers = _INTEGERS.fullmatch(text)
     if integers:
         return tuple(int(number) for number in integers[1].split(", "))

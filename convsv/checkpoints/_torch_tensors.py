@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from convsv.checkpoints._pickle import Call, PersistentId, PickledDict, Symbol
+from convsv.checkpoints._pickle import MAX_OLD_TEXT, Call, PersistentId, PickledDict, Symbol
 from convsv.checkpoints._strided import DTYPES, MAX_INT, Storage, StridedView, TensorRecord, strided_tensor, unreadable
 from convsv.errors import CorruptCheckpointError
 
@@ -229,11 +230,11 @@ def _array(data: object, dtype: object, shape: tuple[int, ...], *, fortran: bool
     raw = _raw_bytes(data)
     if raw is None or name is None:
         return None  # objects and text are no tensors
-    if len(raw) != math.prod(shape) * np.dtype(name).itemsize:
+    if raw.size != math.prod(shape) * np.dtype(name).itemsize:
         return unreadable(shape, name, "its shape does not fit its bytes")
     ordered = shape[::-1] if fortran else shape
     strides = tuple(math.prod(ordered[axis + 1 :]) for axis in range(len(shape)))
-    storage = Storage("array", len(raw), lambda start, n: raw[start : start + n], big_endian)
+    storage = Storage("array", raw.size, raw.read, big_endian)
     record = strided_tensor(StridedView(name, 0, shape, strides[::-1] if fortran else strides), lambda: storage)
     return replace(record, identity=object())  # an array is tied to itself only
 
@@ -246,19 +247,36 @@ def _numpy_dtype(value: object) -> tuple[str | None, bool]:
     return (_NUMPY_CODES.get(code) if isinstance(code, str) else None), order in (">", b">")
 
 
-def _raw_bytes(value: object) -> bytes | None:
+class _RawBytes(NamedTuple):
+    """Bytes that may have been pickled as text: many arrays can share it, so that it is encoded only to be read."""
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+def _raw_bytes(value: object) -> _RawBytes | None:
     if isinstance(value, Call) and isinstance(value.callee, Symbol) and value.callee.path == "_codecs.encode":
         # How Python 3 writes bytes in protocols before 3.
         text, encoding = value.args[:2]
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             return None
-        try:
-            return text.encode("latin-1")
-        except UnicodeEncodeError:
-            return None
-    if isinstance(value, str):  # bytes of Python 2 that happen to be UTF-8
-        return value.encode("utf-8", "surrogatepass")
-    return value if isinstance(value, bytes) else None
+        return _RawBytes(len(text), partial(_latin1, text))
+    if isinstance(value, str) and len(value) <= MAX_OLD_TEXT:  # bytes of Python 2 that happen to be UTF-8
+        return _RawBytes(len(_utf8(value)), lambda start, n: _utf8(value)[start : start + n])
+    if isinstance(value, bytes):
+        return _RawBytes(len(value), lambda start, n: value[start : start + n])
+    return None
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _latin1(text: str, start: int, count: int) -> bytes:
+    try:
+        return text[start : start + count].encode("latin-1")
+    except UnicodeEncodeError:
+        raise CorruptCheckpointError("its bytes are pickled as text that stands for none") from None
 
 
 # ------------------------------------------------------------------------------------------------------ small parts

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -228,12 +229,15 @@ _INDICES: WeakKeyDictionary[RegularFile, tuple[bool, Directory, Mapping[str, Zip
 def _index(file: RegularFile, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
     directory = _find_directory(file)
     entries: dict[str, ZipEntry] = {}
-    for record in _parse_directory(file, directory):
+    records = _parse_directory(file, directory)
+    starts = sorted(record.header_offset for record in records)
+    for record in records:
         name = record.text()
         if name in entries:
             raise UnsafeCheckpointError("the zip archive holds two entries of one name", found=repr(name[:80]))
         _check_kind(name, record, allow_deflate)
-        entries[name] = _locate(file, name, record)
+        following = bisect_right(starts, record.header_offset)
+        entries[name] = _locate(file, name, record, starts[following] if following < len(starts) else directory.start)
     _check_extents(entries, directory.start)
     return directory, entries
 
@@ -344,13 +348,16 @@ def _check_kind(name: str, record: _Record, allow_deflate: bool) -> None:
         raise CorruptCheckpointError(f"entry {name[:80]!r} of the zip archive has two sizes")
 
 
-def _locate(file: RegularFile, name: str, record: _Record) -> ZipEntry:
-    # Check the local header against the directory and find the data.
+def _locate(file: RegularFile, name: str, record: _Record, limit: int) -> ZipEntry:
+    # Check the local header against the directory and find the data. The header must end before the next entry: what
+    # many headers hold in common would be read once for each.
     try:
         at = record.header_offset
         head = file.read(at, max(_LOCAL.size, min(_LOCAL.size + len(record.name) + _USUAL_EXTRA, file.size - at)))
         magic, _, flags, method, _, _, crc, packed, full, name_size, extra_size = _LOCAL.unpack_from(head)
         length = name_size + extra_size
+        if at + _LOCAL.size + length > limit and magic == LOCAL_MAGIC:
+            raise UnsafeCheckpointError(f"the header of entry {name[:80]!r} of the zip archive overlaps what follows")
         rest = head[_LOCAL.size : _LOCAL.size + length]
         if len(rest) < length:
             rest = file.read(at + _LOCAL.size, length)

@@ -10,7 +10,7 @@ Every Conv and ConvTranspose node is a convolution, and nothing else is: no shap
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -145,7 +145,8 @@ class _Index:
             for tensor in _in_order(scope):
                 self._stored[scope.path, tensor.name] = self._tensor(tensor.name, tensor, scope.path)
         layers = _grouped(calls)
-        kernels = {self._add(layer, layers) for layer in layers}
+        plain = {layer.weight.key for layer in layers if not layer.weight.steps}
+        kernels = {self._add(layer, plain) for layer in layers}
         self._name_operands(graph, kernels)
 
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -165,12 +166,16 @@ class _Index:
             problem=values.problem,
         )
 
-    def _add(self, layer: _Layer, layers: Sequence[_Layer]) -> tuple[tuple[str, ...], str]:
-        """Add the tensor of a layer's weight, where it is not there as it is, and what is known about the layer."""
+    def _add(self, layer: _Layer, plain: set[str]) -> tuple[tuple[str, ...], str]:
+        """Add the tensor of a layer's weight, where it is not there as it is, and what is known about the layer.
+
+        Args:
+            layer: the layer.
+            plain: the keys of all weights that are taken as they are stored.
+        """
         weight, call = layer.weight, layer.calls[0]
         place = weight.path, weight.key
-        shared = any(other.weight.key == weight.key and not other.weight.steps for other in layers)
-        if weight.steps and shared:
+        if weight.steps and weight.key in plain:
             place = weight.path, weight.value
         if weight.tensor is None or weight.steps or place not in self._stored or weight.problem or call.problem:
             self._stored[place] = self._weight(place[1], weight, call.problem)

@@ -296,8 +296,10 @@ def _read(file: RegularFile, key: str, entry: _Entry) -> NDArray[Any]:
 
 
 def _open_index(file: RegularFile) -> Checkpoint:
-    weight_map = _parse_index(file)
-    shards = sorted(set(weight_map.values()))
+    by_shard: dict[str, set[str]] = {}
+    for key, name in _parse_index(file).items():
+        by_shard.setdefault(name, set()).add(key)
+    shards = sorted(by_shard)
     if len(shards) > MAX_SHARDS:
         raise UnsafeCheckpointError("the index names too many shards", found=f"{len(shards)}, limit {MAX_SHARDS}")
     for name in shards:
@@ -307,7 +309,7 @@ def _open_index(file: RegularFile) -> Checkpoint:
     for name, shard in files.items():
         with error_context(path=str(shard.path)):
             entries = _read_header(shard)
-        named = {key for key, where in weight_map.items() if where == name}
+        named = by_shard[name]
         lost = sorted(named - set(entries))
         if lost:
             raise CorruptCheckpointError(
