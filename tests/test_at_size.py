@@ -93,7 +93,15 @@ def test_circular_padding_of_the_kernels_reach_is_within_the_grid(case: Case) ->
 
 
 @pytest.mark.parametrize(
-    ("stride", "size", "taps"), [((2,), (3,), (2,)), ((2,), (5,), (3,)), ((3,), (7,), (4,)), ((2, 2), (3, 3), (2, 2))]
+    ("stride", "size", "taps"),
+    [
+        ((2,), (3,), (2,)),
+        ((2,), (5,), (3,)),
+        ((3,), (7,), (4,)),
+        ((2, 2), (3, 3), (2, 2)),
+        ((2, 2), (3, 4), (2, 2)),
+        ((2, 2), (4, 3), (2, 2)),
+    ],
 )
 def test_a_stride_that_does_not_divide_the_circle_is_no_submatrix_of_the_polyphase_circle(
     stride: tuple[int, ...], size: tuple[int, ...], taps: tuple[int, ...]

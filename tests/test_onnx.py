@@ -1001,7 +1001,14 @@ def test_functions_that_call_each_other_more_and_more_end(tmp_path: Path) -> Non
     assert any("functions are not listed" in problem for problem in checkpoint.problems)
 
 
-@pytest.mark.parametrize("code", ["import os; os.abort()", "while True: pass", "x = bytearray(1 << 34)"])
+ANOTHER_KIND = "import os, time; input(); os.write(1, b'J' + bytes(7) + b'\\x02{}'); time.sleep(9)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import os; os.abort()", "while True: pass", "x = bytearray(1 << 34)", ANOTHER_KIND],
+    ids=["aborts", "loops", "takes memory", "answers in another kind"],
+)
 def test_layers_are_listed_where_onnx_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     child = tmp_path / "child.py"
     child.write_text(f"import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n{code}\n")
