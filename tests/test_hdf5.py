@@ -514,6 +514,15 @@ def test_a_child_that_cannot_be_started_is_one_line_of_error(tmp_path: Path, mon
         open_checkpoint(path)
 
 
+def test_a_child_without_its_library_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(FAKE + "send(b'X', json.dumps({'kind': 'missing', 'what': 'No module named h5py'}).encode())\n")
+    monkeypatch.setattr(_hdf5, "_CHILD", child)
+    path = build(tmp_path / "m.h5", lambda f: f.create_dataset("k", data=KERNEL))
+    with pytest.raises(CheckpointError, match=r"h5py cannot be imported .*install h5py"):
+        open_checkpoint(path)
+
+
 def test_a_child_that_decodes_other_values_than_announced_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
