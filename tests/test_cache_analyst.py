@@ -81,6 +81,21 @@ def test_known_layers_do_not_wait_for_those_behind_them() -> None:
     assert given == [[], ["layer1"], ["layer1"], ["layer1", "layer3"]]
 
 
+@pytest.mark.parametrize(("ahead", "small", "reads"), [(0, 1 << 20, 1), (0, 47, 2), (2, 1 << 20, 2)])
+def test_a_kernel_stays_at_hand_until_the_next_unless_it_is_large(
+    ahead: int, small: int, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(seed: int) -> ConvLayer:
+        one = layer(seed)
+        return replace(one, read=lambda: read.append(seed) or one.read())  # type: ignore[func-returns-value]
+
+    read: list[int] = []
+    monkeypatch.setattr("convsv.cache._analyst._SMALL", small)
+    found = list(Cached(Counting(ahead), Memory(), key_of)(map(counted, range(3))))
+    assert found == [report(layer(seed)) for seed in range(3)]
+    assert read.count(0) == reads
+
+
 def test_results_are_kept_as_they_arrive(tmp_path: Path) -> None:
     found = Cached(Counting(), Memory(Folder(tmp_path / "cache", 1 << 20)), key_of)([layer(0), layer(1)])
     next(found)

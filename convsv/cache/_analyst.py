@@ -6,11 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
+
+from numpy.typing import NDArray
 
 from convsv.cache._codec import decoded, encoded
 from convsv.cache._store import Memory
+from convsv.checkpoints.alike import changed
 from convsv.describe import describe
 from convsv.layer import ConvLayer
 from convsv.results import LayerReport
@@ -19,6 +22,10 @@ __all__ = ["Cached", "KeyOf"]
 
 Analyst: TypeAlias = Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]
 KeyOf: TypeAlias = Callable[[ConvLayer], "str | None"]
+
+_SMALL = 16 << 20
+"""Bytes of a kernel that stays in memory from its name to its computation: to read a larger one again costs little
+beside what is computed of it."""
 
 
 @dataclass(eq=False)
@@ -51,6 +58,7 @@ class Cached:
         self._inner, self._store, self._key_of, self._keeps = inner, store, key_of, keeps
         self._in_work: WeakValueDictionary[str, _Entry] = WeakValueDictionary()
         self._lock = threading.RLock()
+        self._at_hand = _AtHand()
         self.found = self.computed = 0
 
     def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
@@ -89,6 +97,7 @@ class Cached:
             self._store.put(entry.key, body)
 
     def _entry(self, layer: ConvLayer) -> _Entry:
+        layer = self._at_hand.layer(layer)
         key = self._key_of(layer)
         if key is None:
             return _Entry(layer, None)
@@ -108,6 +117,26 @@ class Cached:
         except ValueError:
             self._store.drop(key)
             return None
+
+
+class _AtHand:
+    """The kernel that was read last: what computes a layer as soon as it has its name reads nothing again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, NDArray[Any] | None] = None, None
+
+    def layer(self, layer: ConvLayer) -> ConvLayer:
+        """Return a layer that reads its kernel from the file unless it was the last to do so."""
+
+        def read() -> NDArray[Any]:
+            whose, kernel = self._last
+            if whose is not mine or kernel is None:
+                kernel = layer.read()
+                self._last = (mine, kernel) if kernel.nbytes <= _SMALL else (None, None)
+            return kernel
+
+        mine = object()
+        return changed(layer, read=read)
 
 
 class _Queue:
@@ -148,7 +177,7 @@ class _Queue:
         entry = self._enter(layer)
         self._entries.append(entry)
         if entry.report is None and entry.same is None:
-            self._unknown.append(layer)
+            self._unknown.append(entry.layer)
         return True
 
 

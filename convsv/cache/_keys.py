@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from convsv import __version__
+from convsv.geometry import Geometry
 from convsv.layer import ConvLayer
 
 __all__ = ["Computation", "digest", "layer_key"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 """Of what is kept; another number makes all that was kept before foreign."""
 _INDIFFERENT = ("jobs", "device", "sharers")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
@@ -109,22 +110,35 @@ def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> s
     except Exception:  # noqa: BLE001 - whoever computes meets it again, and says what it is
         return None
     folded = layer.folded
-    facts = {
-        "computation": name,
-        "more": more,
-        "shape": layer.shape,
-        "dtype": layer.dtype,
-        "layout": layer.layout,
-        "geometry": layer.geometry,
-        "folded": None if folded is None else {"epsilon": folded.epsilon, "known": folded.known},
-        "kernel": [kernel.shape, kernel.dtype.name, kernel.dtype.byteorder, _content(kernel)],
-    }
-    return digest(facts)
-
-
-def _content(kernel: np.ndarray[Any, Any]) -> str:
+    facts = [
+        name,
+        more,
+        _geometry_digest(*_values(layer.geometry)),
+        [layer.shape, layer.dtype, layer.layout, None if folded is None else [folded.epsilon, folded.known]],
+        [kernel.shape, _dtype_name(kernel.dtype), kernel.dtype.byteorder],
+    ]
+    whole = hashlib.sha256(_WRITER.encode(facts).encode("ascii"))
     content: Any = np.ascontiguousarray(kernel).reshape(-1).view(np.uint8)
-    return hashlib.sha256(content).hexdigest()
+    whole.update(content)  # JSON tells where it ends itself
+    return whole.hexdigest()
+
+
+def _values(geometry: Geometry) -> Iterator[Any]:
+    """Yield what can differ between geometries, each as a value that can be looked up."""
+    for name in _names(Geometry):
+        value = getattr(geometry, name)
+        yield tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+
+
+# Few geometries occur in a run, each in many layers. Other types than they have are others: True is no 1 here.
+@lru_cache(maxsize=1024, typed=True)
+def _geometry_digest(*values: Any) -> str:
+    return digest(values)
+
+
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype.name)
 
 
 @lru_cache(maxsize=1)
