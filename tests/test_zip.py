@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 
+from convsv.checkpoints import _zip
 from convsv.checkpoints._file import RegularFile
 from convsv.checkpoints._zip import StoredZip
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
@@ -330,3 +331,56 @@ def test_sizes_of_64_bits_are_read_from_the_extra_field(opened):
     tail = bytearray(data[end:])
     struct.pack_into("<L", tail, 12, len(record) + len(extra))
     assert opened(data[:at] + bytes(record) + extra + bytes(tail)).read("a") == bytes(content)
+
+
+# ------------------------------------------------------------------------------------------- archives alike, in a row
+
+
+def outcome(data, *, alone=False):
+    """Return what the index of an archive is, or why there is none."""
+    try:
+        whole = _zip._Whole(data)
+        whole.is_local = not alone
+        return _zip._index(whole, True)
+    except CheckpointError as error:
+        return type(error), str(error)
+
+
+def saved_alike(kind, folder, seed):
+    """Return an archive as others of its kind, but for the name of the folder in it and the content."""
+    content = {f"{folder}/data.pkl": b"pickle%d" % seed, f"{folder}/data/0": bytes([seed]) * 40}
+    return archive(content, streamed=kind != "local sizes", force_zip64=kind == "zip64")
+
+
+@pytest.mark.parametrize("kind", ["local sizes", "data descriptors", "zip64"])
+def test_the_index_of_an_archive_alike_is_as_if_it_were_made_alone(kind, monkeypatch):
+    first, second = saved_alike(kind, "epoch_1", 1), saved_alike(kind, "epoch_2", 2)
+    assert len(first) == len(second)
+    wanted = outcome(second, alone=True)
+    assert outcome(first) == outcome(first, alone=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(_zip, "_checked_index", lambda *some: pytest.fail("made anew"))
+        assert outcome(second) == wanted
+        assert wanted[1].keys() == {"epoch_2/data.pkl", "epoch_2/data/0"}
+
+
+@pytest.mark.parametrize("kind", ["local sizes", "data descriptors", "zip64"])
+@pytest.mark.parametrize("flip", [1, 0x80])
+def test_a_byte_that_differs_from_an_archive_alike_changes_what_it_changes_alone(kind, flip):
+    first, second = saved_alike(kind, "epoch_1", 1), bytearray(saved_alike(kind, "epoch_2", 2))
+    for at in range(len(second)):
+        second[at] ^= flip
+        _zip._LAST.clear()
+        outcome(first)
+        assert _zip._LAST
+        assert outcome(bytes(second)) == outcome(bytes(second), alone=True), at
+        second[at] ^= flip
+
+
+def test_archives_whose_index_may_depend_on_more_are_not_remembered():
+    without_folder = archive({"data.pkl": b"x"})
+    two_folders = archive({"a/data.pkl": b"x", "b/data/0": b"y"})
+    for data in (without_folder, two_folders, archive({"é/data.pkl": b"x"})):
+        _zip._LAST.clear()
+        assert len(outcome(data)[1]) > 0
+        assert not _zip._LAST

@@ -16,12 +16,13 @@ from __future__ import annotations
 import struct
 import zlib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from convsv.checkpoints._file import RegularFile
+from convsv.checkpoints._zip_alike import Directory, Skeleton, ZipEntry
 from convsv.errors import CorruptCheckpointError, UnsafeCheckpointError
 
 __all__ = ["DEFLATED", "LOCAL_MAGIC", "Directory", "StoredZip", "ZipEntry"]
@@ -37,6 +38,8 @@ READ_LIMIT = 1 << 28
 _ENCRYPTED, _DESCRIPTOR, _STRONG_ENCRYPTED, _UTF8, _MASKED = 1 << 0, 1 << 3, 1 << 6, 1 << 11, 1 << 13
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _CHUNK = 1 << 22
+_SMALL = 1 << 22
+"""Bytes of an archive that is read in one go for its index."""
 _USUAL_EXTRA = 96
 """Bytes: more than PyTorch adds to a local header to align the data."""
 _END = struct.Struct("<4s4H2LH")
@@ -45,33 +48,6 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _DESCRIPTORS = struct.Struct("<3L"), struct.Struct("<L2Q")
-
-
-class ZipEntry(NamedTuple):
-    """One entry of the archive.
-
-    Attributes:
-        name: as stored.
-        method: 0 stored, 8 deflated.
-        crc: CRC-32 of the uncompressed data, as the directory tells it.
-        size: uncompressed size in bytes.
-        compressed_size: size of the data in the file; equals ``size`` when stored.
-        header_offset: absolute position of the local header.
-        offset: absolute position of the data.
-        end: absolute position after the data and its descriptor.
-        crc_offsets: absolute positions of every copy of the CRC (4 bytes, little endian): the directory's, then
-            the local header's or the data descriptor's.
-    """
-
-    name: str
-    method: int
-    crc: int
-    size: int
-    compressed_size: int
-    header_offset: int
-    offset: int
-    end: int
-    crc_offsets: tuple[int, ...]
 
 
 class _Record(NamedTuple):
@@ -91,26 +67,6 @@ class _Record(NamedTuple):
             return self.name.decode("utf-8" if self.flags & _UTF8 else "cp437")
         except UnicodeDecodeError:
             raise CorruptCheckpointError("the zip archive has an entry whose name is not UTF-8") from None
-
-
-@dataclass(frozen=True)
-class Directory:
-    """Where the central directory of an archive stands.
-
-    Attributes:
-        start: its absolute position.
-        size: its size in bytes.
-        count: number of entries.
-        end_record: absolute position of the end record.
-        end_record64: absolute position of the zip64 end record, if there is one; its locator stands right before the
-            end record.
-    """
-
-    start: int
-    size: int
-    count: int
-    end_record: int
-    end_record64: int | None = None
 
 
 class StoredZip:
@@ -226,7 +182,49 @@ _INDICES: WeakKeyDictionary[RegularFile, tuple[bool, Directory, Mapping[str, Zip
 """The index of each open file, with whether deflated entries were allowed: several readers ask what is in it."""
 
 
+_LAST: deque[tuple[bool, Directory, Skeleton]] = deque(maxlen=1)
+"""What the index of the last small archive depends on, and whether deflated entries were allowed there."""
+
+
+class _Readable(Protocol):
+    """A file, or one that was read whole."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, count: int) -> bytes: ...
+
+
+class _Whole:
+    """A file that was read in one go: what is checked in it is what is remembered of it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.size = content, len(content)
+
+    def read(self, offset: int, count: int) -> bytes:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise CorruptCheckpointError(
+                "ends before its own data", found=f"{count} bytes wanted at {offset} of {self.size}"
+            )
+        return self.content[offset : offset + count]
+
+
 def _index(file: RegularFile, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
+    if file.size > _SMALL or not file.is_local:
+        return _checked_index(file, allow_deflate)
+    whole = _Whole(file.read(0, file.size))
+    for allowed, directory, skeleton in tuple(_LAST):
+        alike = skeleton.index(whole.content) if (allowed, skeleton.size) == (allow_deflate, whole.size) else None
+        if alike:
+            return directory, alike
+    directory, entries = _checked_index(whole, allow_deflate)
+    made = Skeleton.of(whole.content, directory, entries)
+    if made:
+        _LAST.append((allow_deflate, directory, made))
+    return directory, entries
+
+
+def _checked_index(file: _Readable, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
     directory = _find_directory(file)
     entries: dict[str, ZipEntry] = {}
     records = _parse_directory(file, directory)
@@ -242,7 +240,7 @@ def _index(file: RegularFile, allow_deflate: bool) -> tuple[Directory, dict[str,
     return directory, entries
 
 
-def _find_directory(file: RegularFile) -> Directory:
+def _find_directory(file: _Readable) -> Directory:
     if file.size < _END.size or file.read(0, 4) != LOCAL_MAGIC:
         raise CorruptCheckpointError("is not a zip archive from its first byte on, or is truncated")
     tail_start = max(0, file.size - _END.size - _FULL16)
@@ -273,7 +271,7 @@ def _find_directory(file: RegularFile) -> Directory:
     return Directory(start, size, count, end_record, end_record64)
 
 
-def _read_end64(file: RegularFile, locator_at: int) -> tuple[int, set[int], tuple[int, int, int, int]]:
+def _read_end64(file: _Readable, locator_at: int) -> tuple[int, set[int], tuple[int, int, int, int]]:
     # Where the zip64 end record starts, its disk numbers, and (here, count, size, start).
     _, disk, at, disks = _LOCATOR64.unpack(file.read(locator_at, _LOCATOR64.size))
     if at + _END64.size > locator_at:
@@ -284,7 +282,7 @@ def _read_end64(file: RegularFile, locator_at: int) -> tuple[int, set[int], tupl
     return at, {disk, this_disk, first_disk, max(disks, 1) - 1}, (here, count, size, start)
 
 
-def _parse_directory(file: RegularFile, directory: Directory) -> list[_Record]:
+def _parse_directory(file: _Readable, directory: Directory) -> list[_Record]:
     start, size, count = directory.start, directory.size, directory.count
     if count > MAX_ENTRIES or size > MAX_DIRECTORY_BYTES:
         raise UnsafeCheckpointError("the directory of the zip archive is too large", found=f"{count} entries")
@@ -348,7 +346,7 @@ def _check_kind(name: str, record: _Record, allow_deflate: bool) -> None:
         raise CorruptCheckpointError(f"entry {name[:80]!r} of the zip archive has two sizes")
 
 
-def _locate(file: RegularFile, name: str, record: _Record, limit: int) -> ZipEntry:
+def _locate(file: _Readable, name: str, record: _Record, limit: int) -> ZipEntry:
     # Check the local header against the directory and find the data. The header must end before the next entry: what
     # many headers hold in common would be read once for each.
     try:
@@ -395,7 +393,7 @@ def _locate(file: RegularFile, name: str, record: _Record, limit: int) -> ZipEnt
     )
 
 
-def _descriptor(file: RegularFile, name: str, record: _Record, at: int) -> tuple[int | None, int]:
+def _descriptor(file: _Readable, name: str, record: _Record, at: int) -> tuple[int | None, int]:
     # Where the CRC of the data descriptor stands and where the descriptor ends.
     found = file.read(at, min(24, file.size - at))
     for signature in (b"PK\x07\x08", b""):

@@ -1,0 +1,166 @@
+"""The index of a zip archive, and that of an archive alike: of the same network's next checkpoint.
+
+``torch.save`` writes a network's checkpoints alike: the same entries at the same places, but for checksums and for the
+folder that all names begin with, which is named after the file. So every byte on which the index depends is compared
+with that of the last archive, whose index was made with all checks: where they are equal, so are the indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Directory", "Skeleton", "ZipEntry"]
+
+_NAME = 30
+"""Bytes from the beginning of a local header, and from the checksum in the directory, to the name."""
+_FLAGS, _DESCRIBED = 6, 1 << 3
+_SIGNED = (16, 24)
+"""Bytes of a data descriptor with its signature."""
+
+_Positions = NDArray[np.int64]
+
+
+class ZipEntry(NamedTuple):
+    """One entry of the archive.
+
+    Attributes:
+        name: as stored.
+        method: 0 stored, 8 deflated.
+        crc: CRC-32 of the uncompressed data, as the directory tells it.
+        size: uncompressed size in bytes.
+        compressed_size: size of the data in the file; equals ``size`` when stored.
+        header_offset: absolute position of the local header.
+        offset: absolute position of the data.
+        end: absolute position after the data and its descriptor.
+        crc_offsets: absolute positions of every copy of the CRC (4 bytes, little endian): the directory's, then
+            the local header's or the data descriptor's.
+    """
+
+    name: str
+    method: int
+    crc: int
+    size: int
+    compressed_size: int
+    header_offset: int
+    offset: int
+    end: int
+    crc_offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where the central directory of an archive stands.
+
+    Attributes:
+        start: its absolute position.
+        size: its size in bytes.
+        count: number of entries.
+        end_record: absolute position of the end record.
+        end_record64: absolute position of the zip64 end record, if there is one; its locator stands right before the
+            end record.
+    """
+
+    start: int
+    size: int
+    count: int
+    end_record: int
+    end_record64: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Skeleton:
+    """All of an archive but the data of its entries; no file stays open for it.
+
+    Attributes:
+        size: of the archive, in bytes.
+        fixed: positions of what the index of one alike has in common with this: headers, descriptors, directory.
+        known: the bytes there.
+        roots: positions of the name of the folder, a row for each copy of each name.
+        sums: positions of the checksums in the directory, a row an entry.
+        owners: positions of checksums in the directory, a row for each other copy ...
+        copies: ... and those of the copies.
+        rests: of each entry, its name after that of the folder, and the fields behind the checksum.
+    """
+
+    size: int
+    fixed: _Positions
+    known: NDArray[np.uint8]
+    roots: _Positions
+    sums: _Positions
+    owners: _Positions
+    copies: _Positions
+    rests: tuple[tuple[str, int, tuple[Any, ...]], ...]
+
+    @staticmethod
+    def of(content: bytes, directory: Directory, entries: Mapping[str, ZipEntry]) -> Skeleton | None:
+        """Return the skeleton of an archive.
+
+        Args:
+            content: the whole archive.
+            directory: where its directory stands, which reaches to its end.
+            entries: its index.
+
+        Returns:
+            The skeleton; None where names have no folder in common, or where a checksum or a descriptor is left out:
+            there the index may depend on more.
+        """
+        root, slash, _ = next(iter(entries), "").partition("/")
+        if not slash or not root.isascii() or not all(map(_is_told_twice, entries.values(), [content] * len(entries))):
+            return None
+        if not all(name.startswith(root + slash) for name in entries):
+            return None
+        listed = entries.values()
+        bytes_here = np.frombuffer(content, np.uint8)
+        fixed = np.zeros(len(content), np.bool_)
+        fixed[directory.start :] = True
+        for entry in listed:
+            fixed[entry.header_offset : entry.offset] = True
+            fixed[entry.offset + entry.compressed_size : entry.end] = True
+        roots = _rows([at + _NAME for e in listed for at in (e.header_offset, e.crc_offsets[0])], len(root))
+        sums = _rows([entry.crc_offsets[0] for entry in listed], 4)
+        owners = _rows([entry.crc_offsets[0] for entry in listed for _ in entry.crc_offsets[1:]], 4)
+        copies = _rows([at for entry in listed for at in entry.crc_offsets[1:]], 4)
+        for changing in (roots, sums, copies):
+            fixed[changing] = False
+        positions = np.flatnonzero(fixed)
+        rests = tuple((entry.name[len(root) :], entry.method, entry[3:]) for entry in listed)
+        return Skeleton(len(content), positions, bytes_here[positions], roots, sums, owners, copies, rests)
+
+    def index(self, content: bytes) -> dict[str, ZipEntry] | None:
+        """Return the index of another archive; None where it is not alike.
+
+        Args:
+            content: the whole archive, of the same size.
+        """
+        here = np.frombuffer(content, np.uint8)
+        roots = here[self.roots]
+        is_alike = (
+            np.array_equal(here[self.fixed], self.known)
+            and bool((roots == roots[0]).all())
+            and np.array_equal(here[self.copies], here[self.owners])
+        )
+        root = roots[0].tobytes()
+        if not is_alike or not root.isascii():
+            return None
+        folder = root.decode("ascii")
+        sums = here[self.sums].view("<u4").ravel().tolist()
+        made = (
+            ZipEntry(folder + name, how, crc, *more) for (name, how, more), crc in zip(self.rests, sums, strict=True)
+        )
+        return {entry.name: entry for entry in made}
+
+
+def _is_told_twice(entry: ZipEntry, content: bytes) -> bool:
+    """Tell whether an entry has its checksum in the directory and elsewhere, and a signed descriptor if any."""
+    described = bool(content[entry.header_offset + _FLAGS] & _DESCRIBED)
+    length = entry.end - entry.offset - entry.compressed_size
+    return len(entry.crc_offsets) > 1 and (length in _SIGNED if described else not length)
+
+
+def _rows(starts: list[int], length: int) -> _Positions:
+    return np.array(starts, np.int64)[:, None] + np.arange(length)
