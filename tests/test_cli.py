@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from convsv.cli import _run, app
 from convsv.cli._groups import VERBS
-from convsv.cli._output import uninterrupted
+from convsv.cli._output import interrupts_watched, uninterrupted
 from convsv.cli._screen import PRECEDENCE, exit_code, worst
 from convsv.cli._words import method_names, parse_memory, parse_size
 from convsv.cli.options import Dtype, PaddingMode
@@ -244,7 +245,8 @@ def test_an_interrupt_is_130_and_leaves_a_valid_partial_report(
         assert "interrupted" in result.stdout
 
 
-def test_an_interrupt_waits_until_a_row_is_written() -> None:
+@pytest.mark.parametrize("around", [nullcontext, interrupts_watched, uninterrupted])
+def test_an_interrupt_waits_until_a_row_is_written(around: Callable[[], AbstractContextManager[None]]) -> None:
     done = []
 
     def write() -> None:
@@ -252,9 +254,18 @@ def test_an_interrupt_waits_until_a_row_is_written() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             done.append("row")
 
+    def twice() -> None:
+        with around():
+            write()
+            done.append("and what is around it")
+
     with pytest.raises(KeyboardInterrupt):
-        write()
-    assert done == ["row"]
+        twice()
+    assert done == ["row", "and what is around it"][: 2 if around is uninterrupted else 1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt), interrupts_watched():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # -------------------------------------------------------------------------------------------------------------- usage

@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from convsv.cli._screen import close_standard_output
 from convsv.cli.options import Output, Spectra
@@ -22,7 +22,7 @@ from convsv.reports._sort import sort_column, sort_report
 from convsv.reports.arrays import ArrayFile, suffix_of
 from convsv.results import CheckpointReport, LayerReport, Report, Spectrum
 
-__all__ = ["SILENT", "Outputs", "is_colourful", "uninterrupted", "without_values"]
+__all__ = ["SILENT", "Outputs", "interrupts_watched", "is_colourful", "uninterrupted", "without_values"]
 
 
 def is_colourful(stream: TextIO) -> bool:
@@ -34,28 +34,81 @@ def is_colourful(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
+class _Interrupts:
+    """Interrupts of the main thread, which wait in the blocks of this context manager.
+
+    Attributes:
+        watched: whether the handler is there anyway, so that a block need not exchange it.
+    """
+
+    def __init__(self) -> None:
+        self.watched = self._came = False
+        self._blocks = 0
+        self._before: Any = None
+
+    def watch(self) -> None:
+        """Put the handler there, unless interrupts are ignored."""
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before not in (None, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, self._happened)
+
+    def leave(self) -> None:
+        """Put back what was there before."""
+        if self._before not in (None, signal.SIG_IGN):
+            signal.signal(signal.SIGINT, self._before)
+
+    def _happened(self, number: int, frame: FrameType | None) -> None:
+        if self._blocks:
+            self._came = True
+        elif callable(self._before):
+            self._before(number, frame)
+        else:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        if not self.watched and not self._blocks:
+            self.watch()
+        self._blocks += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._blocks -= 1
+        if self._blocks:
+            return
+        if not self.watched:
+            self.leave()
+        came, self._came = self._came, False
+        if came and kind is None:
+            raise KeyboardInterrupt
+
+
+_INTERRUPTS = _Interrupts()
+
+
+def uninterrupted() -> AbstractContextManager[None]:
     """Let an interrupt wait until the block is done, so that what is written stays well formed.
 
-    Raises:
-        KeyboardInterrupt: one came meanwhile.
+    The block raises KeyboardInterrupt where one came meanwhile.
     """
-    if threading.current_thread() is not threading.main_thread():
+    return _INTERRUPTS if _is_main_thread() else nullcontext()
+
+
+@contextmanager
+def interrupts_watched() -> Iterator[None]:
+    """Make :func:`uninterrupted` cheap in a block: to exchange the handler costs as much as to write a row."""
+    if _INTERRUPTS.watched or not _is_main_thread():
         yield
         return
-    waiting: list[int] = []
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        waiting.append(number)
-
-    before = signal.signal(signal.SIGINT, wait)
+    _INTERRUPTS.watch()
+    _INTERRUPTS.watched = True
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt
+        _INTERRUPTS.watched = False
+        _INTERRUPTS.leave()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 _STANDARD_OUTPUT = "standard output"

@@ -17,7 +17,7 @@ import typer
 from convsv.cli._analyst import Analyst, analyst_of
 from convsv.cli._caching import Kept
 from convsv.cli._inputs import Inputs
-from convsv.cli._output import Outputs, uninterrupted
+from convsv.cli._output import Outputs, interrupts_watched, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
 from convsv.errors import AbandonedError, CheckpointError, ConvsvError, OutputError, UsageError, error_context
@@ -131,7 +131,7 @@ class Run:
         analyst, computed = self._analyst()
         self._known = self._kept.checkpoints(self._task, sources) if self._recalls else None
         head = replace(head, settings={**head.settings, **computed})
-        with self._resources, outputs.opened(head):
+        with self._resources, interrupts_watched(), outputs.opened(head):
             interrupted = self._all(paths, sources, analyst, outputs)
             with uninterrupted():
                 outputs.end(replace(head, checkpoints=tuple(self._done), partial=interrupted))
