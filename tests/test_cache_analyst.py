@@ -81,19 +81,37 @@ def test_known_layers_do_not_wait_for_those_behind_them() -> None:
     assert given == [[], ["layer1"], ["layer1"], ["layer1", "layer3"]]
 
 
-@pytest.mark.parametrize(("ahead", "small", "reads"), [(0, 1 << 20, 1), (0, 47, 2), (2, 1 << 20, 2)])
-def test_a_kernel_stays_at_hand_until_the_next_unless_it_is_large(
-    ahead: int, small: int, reads: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("room", "reads"), [(1 << 20, [1, 1, 1]), (100, [1, 1, 2]), (47, [2, 2, 2])])
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_kernel_is_read_once_for_its_name_and_its_computation_if_there_is_room(
+    room: int, reads: list[int], ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A kernel here has 48 bytes."""
+
     def counted(seed: int) -> ConvLayer:
         one = layer(seed)
-        return replace(one, read=lambda: read.append(seed) or one.read())  # type: ignore[func-returns-value]
+        return replace(one, read=lambda: read.append(seed) or one.read())  # type: ignore[func-returns-value,unused-ignore]
 
     read: list[int] = []
-    monkeypatch.setattr("convsv.cache._analyst._SMALL", small)
-    found = list(Cached(Counting(ahead), Memory(), key_of)(map(counted, range(3))))
-    assert found == [report(layer(seed)) for seed in range(3)]
-    assert read.count(0) == reads
+    monkeypatch.setattr("convsv.cache._analyst._ROOM", room)
+    monkeypatch.setattr("convsv.cache._analyst._WEIGHT", 0)
+    cached = Cached(Counting(ahead), Memory(), key_of)
+    assert list(cached(map(counted, range(3)))) == [report(layer(seed)) for seed in range(3)]
+    assert [read.count(seed) for seed in range(3)] == reads
+    begun = cached(map(layer, range(3, 9)))
+    next(begun)
+    begun.close()  # type: ignore[attr-defined]
+    assert cached._room == room
+
+
+def test_small_layers_are_looked_up_together_and_large_ones_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_up(room: int) -> list[str]:
+        names: list[str] = []
+        monkeypatch.setattr("convsv.cache._analyst._ROOM", room)
+        next(Cached(Counting(), Memory(), lambda one: names.append(one.name))(map(layer, range(100))))
+        return names
+
+    assert [len(looked_up(room)) for room in (1 << 20, 8 * 12 * 2, 0)] == [64, 3, 1]
 
 
 def test_results_are_kept_as_they_arrive(tmp_path: Path) -> None:

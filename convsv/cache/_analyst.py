@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,9 +24,15 @@ __all__ = ["Cached", "KeyOf"]
 Analyst: TypeAlias = Callable[[Iterable[ConvLayer]], Iterator[LayerReport]]
 KeyOf: TypeAlias = Callable[[ConvLayer], "str | None"]
 
-_SMALL = 16 << 20
-"""Bytes of a kernel that stays in memory from its name to its computation: to read a larger one again costs little
+_ROOM = 16 << 20
+"""Bytes of kernels that stay in memory from their names to their computation: to read a large one again costs little
 beside what is computed of it."""
+_WEIGHT = 8
+"""Bytes of a weight at most."""
+_TOGETHER = 64
+"""Most layers that are looked up together, which costs less than one by one between computations."""
+_OWN = ("name", "weight", "kind", "shape", "dtype", "geometry", "notes", "folded")
+"""What says which layer a report is of: it comes from the layer, and is not kept."""
 
 
 @dataclass(eq=False)
@@ -34,6 +41,7 @@ class _Entry:
 
     layer: ConvLayer
     key: str | None
+    held: _Held | None = None
     report: LayerReport | None = None
     same: _Entry | None = None
 
@@ -58,7 +66,7 @@ class Cached:
         self._inner, self._store, self._key_of, self._keeps = inner, store, key_of, keeps
         self._in_work: WeakValueDictionary[str, _Entry] = WeakValueDictionary()
         self._lock = threading.RLock()
-        self._at_hand = _AtHand()
+        self._room = _ROOM
         self.found = self.computed = 0
 
     def __call__(self, layers: Iterable[ConvLayer]) -> Iterator[LayerReport]:
@@ -67,19 +75,24 @@ class Cached:
         return self._reports(queue, self._inner(queue.unknown()))
 
     def _reports(self, queue: _Queue, computed: Iterator[LayerReport]) -> Iterator[LayerReport]:
-        while (entry := queue.first()) is not None:
-            report = entry.report
-            if report is None and entry.same is not None:
-                # The layer it waited for was given up, with its checkpoint.
-                report = _told_of(entry.layer, entry.same.report) or next(self._inner([entry.layer]), None)
-            elif report is None:
-                report = next(computed, None)
-            if report is None:
-                return
-            self._count(entry, report)
-            entry.report = report
-            queue.pop()
-            yield report
+        try:
+            while (entry := queue.first()) is not None:
+                report = entry.report
+                if report is None and entry.same is not None:
+                    # The layer it waited for was given up, with its checkpoint.
+                    report = _told_of(entry.layer, entry.same.report) or next(self._inner([entry.layer]), None)
+                elif report is None:
+                    report = next(computed, None)
+                if report is None:
+                    return
+                self._let_go(entry)
+                self._count(entry, report)
+                entry.report = report
+                queue.pop()
+                yield report
+        finally:
+            for entry in queue.entries:
+                self._let_go(entry)
 
     def _count(self, entry: _Entry, report: LayerReport) -> None:
         """Keep a result that was computed just now."""
@@ -90,53 +103,69 @@ class Cached:
         if entry.key is None or report.failures or report.unread or not self._keeps(report):
             return
         try:
-            body = encoded(report)
+            body = encoded(report, without=_OWN)
         except (TypeError, ValueError):
             return  # it holds what is not kept
         with self._lock:
             self._store.put(entry.key, body)
 
     def _entry(self, layer: ConvLayer) -> _Entry:
-        layer = self._at_hand.layer(layer)
+        held = _Held(layer.read, self._room)
+        layer = changed(layer, read=held)
         key = self._key_of(layer)
+        self._room -= held.settle()
+        entry = _Entry(layer, key, held)
         if key is None:
-            return _Entry(layer, None)
+            return entry
         same = self._in_work.get(key)
         if same is not None and same.report is None:
-            return _Entry(layer, key, same=same)
-        entry = _Entry(layer, key, self._known(layer, key))
-        self._in_work[key] = entry
+            entry.same = same
+        else:
+            entry.report = self._known(layer, key)
+            self._in_work[key] = entry
+        if entry.same is not None or entry.report is not None:
+            self._let_go(entry)
         return entry
+
+    def _let_go(self, entry: _Entry) -> None:
+        """Forget the kernel of a layer, if it is at hand."""
+        with self._lock:
+            self._room += entry.held.let_go() if entry.held else 0
 
     def _known(self, layer: ConvLayer, key: str) -> LayerReport | None:
         body = self._store.get(key)
         if body is None:
             return None
         try:
-            return _told_of(layer, decoded(LayerReport, body))
+            return decoded(describe(layer), body, own=_OWN)
         except ValueError:
             self._store.drop(key)
             return None
 
 
-class _AtHand:
-    """The kernel that was read last: what computes a layer as soon as it has its name reads nothing again."""
+class _Held:
+    """What reads a kernel: the first time, for its name, from the file, and then what was read, if there is room."""
 
-    def __init__(self) -> None:
-        self._last: tuple[object, NDArray[Any] | None] = None, None
+    def __init__(self, read: Callable[[], NDArray[Any]], room: int) -> None:
+        self._read, self._room = read, room
+        self._kernel: NDArray[Any] | None = None
 
-    def layer(self, layer: ConvLayer) -> ConvLayer:
-        """Return a layer that reads its kernel from the file unless it was the last to do so."""
+    def __call__(self) -> NDArray[Any]:
+        kernel = self._kernel
+        if kernel is None:
+            kernel = self._read()
+            self._kernel = kernel if kernel.nbytes <= self._room else None
+        return kernel
 
-        def read() -> NDArray[Any]:
-            whose, kernel = self._last
-            if whose is not mine or kernel is None:
-                kernel = layer.read()
-                self._last = (mine, kernel) if kernel.nbytes <= _SMALL else (None, None)
-            return kernel
+    def settle(self) -> int:
+        """Hold nothing more than now; return how many bytes that is."""
+        self._room = -1
+        return 0 if self._kernel is None else self._kernel.nbytes
 
-        mine = object()
-        return changed(layer, read=read)
+    def let_go(self) -> int:
+        """Hold nothing; return how many bytes that were."""
+        kernel, self._kernel = self._kernel, None
+        return 0 if kernel is None else kernel.nbytes
 
 
 class _Queue:
@@ -146,18 +175,18 @@ class _Queue:
         self, layers: Iterable[ConvLayer], enter: Callable[[ConvLayer], _Entry], lock: threading.RLock
     ) -> None:
         self._layers, self._enter, self._lock = iter(layers), enter, lock
-        self._entries: deque[_Entry] = deque()
+        self.entries: deque[_Entry] = deque()
         self._unknown: deque[ConvLayer] = deque()
 
     def first(self) -> _Entry | None:
         """Return the layer whose turn it is."""
         with self._lock:
-            return self._entries[0] if self._entries or self._advance() else None
+            return self.entries[0] if self.entries or self._advance() else None
 
     def pop(self) -> None:
         """Let the next one have its turn."""
         with self._lock:
-            self._entries.popleft()
+            self.entries.popleft()
 
     def unknown(self) -> Iterator[ConvLayer]:
         """Yield the layers that are to be computed."""
@@ -171,29 +200,22 @@ class _Queue:
             yield layer
 
     def _advance(self) -> bool:
-        layer = next(self._layers, None)
-        if layer is None:
-            return False
-        entry = self._enter(layer)
-        self._entries.append(entry)
-        if entry.report is None and entry.same is None:
-            self._unknown.append(entry.layer)
-        return True
+        """Look up the next layers, one or as many small ones as there is room for; return whether there is one."""
+        number = size = 0
+        for number, layer in enumerate(self._layers, 1):
+            entry = self._enter(layer)
+            self.entries.append(entry)
+            if entry.report is None and entry.same is None:
+                self._unknown.append(entry.layer)
+            size += _WEIGHT * math.prod(layer.shape)
+            if number == _TOGETHER or size > _ROOM:
+                break
+        return number > 0
 
 
 def _told_of(layer: ConvLayer, report: LayerReport | None) -> LayerReport | None:
-    """Return results as those of a layer: what says which one it is comes from the layer, never from what was kept."""
+    """Return results as those of a layer."""
     if report is None:
         return None
-    own = describe(layer)
-    return replace(
-        report,
-        name=own.name,
-        weight=own.weight,
-        kind=own.kind,
-        shape=own.shape,
-        dtype=own.dtype,
-        geometry=own.geometry,
-        notes=own.notes,
-        folded=own.folded,
-    )
+    own = vars(describe(layer))
+    return replace(report, **{name: own[name] for name in _OWN})

@@ -12,10 +12,10 @@ import binascii
 import collections.abc
 import json
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
 
@@ -30,17 +30,19 @@ _ARRAY = "float64"
 """The one key of an object that stands for an array: little-endian bytes in base 64."""
 
 
-def encoded(value: object) -> bytes:
+def encoded(value: object, *, without: Collection[str] = ()) -> bytes:
     """Return a value as JSON text; infinities and NaN are written as Python's ``json`` does.
 
     Args:
         value: a dataclass of strings, numbers, None, tuples, mappings, float64 arrays of one axis, and more of these.
+        without: fields of it that are left out.
 
     Raises:
         TypeError: it holds something else.
         ValueError: it holds itself.
     """
-    return _WRITER.encode(value).encode("ascii")
+    kept = {name: field for name, field in vars(value).items() if name not in without} if without else value
+    return _WRITER.encode(kept).encode("ascii")
 
 
 def _plain(value: object) -> Any:
@@ -56,18 +58,29 @@ def _plain(value: object) -> Any:
 _WRITER = json.JSONEncoder(default=_plain, separators=(",", ":"))
 
 
-def decoded(kind: type[T], text: bytes) -> T:
+@overload
+def decoded(kind: type[T], text: bytes) -> T: ...
+@overload
+def decoded(kind: T, text: bytes, *, own: tuple[str, ...]) -> T: ...
+def decoded(kind: Any, text: bytes, *, own: tuple[str, ...] = ()) -> Any:
     """Return the value that a text stands for.
 
     Args:
-        kind: the dataclass.
+        kind: the dataclass, or a value of it which has the fields that were left out.
         text: what :func:`encoded` returned for one, or anything else.
+        own: the fields that were left out.
 
     Raises:
         ValueError: it stands for none.
     """
     try:
-        return cast("T", _reader(cast("Any", kind))(json.loads(text)))
+        found = json.loads(text)
+        if not own:
+            return _reader(kind)(found)
+        readers = _field_readers(cast("Any", type(kind)))
+        if type(found) is not dict or found.keys() != readers.keys() - set(own):
+            raise ValueError(f"no {type(kind).__name__}")
+        return replace(kind, **{name: readers[name](value) for name, value in found.items()})
     except (ConvsvError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
@@ -163,9 +176,14 @@ def _array(value: Any) -> Any:
     return np.frombuffer(content, "<f8").astype(np.float64)  # refuses lengths that are no multiple of 8
 
 
-def _object_reader(kind: type) -> Reader:
+@lru_cache(maxsize=64)
+def _field_readers(kind: Any) -> dict[str, Reader]:
     hints = get_type_hints(kind)
-    readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    return {field.name: _reader(hints[field.name]) for field in fields(kind)}
+
+
+def _object_reader(kind: type) -> Reader:
+    readers = _field_readers(kind)
 
     def read(value: Any) -> Any:
         if type(value) is not dict or value.keys() != readers.keys():
