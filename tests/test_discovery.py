@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from convsv.checkpoints import ModuleFacts, open_checkpoint
 from convsv.checkpoints.discovery import Discovery, discover, find_layers
+from convsv.checkpoints.naming import Names
 from convsv.checkpoints.rules import RULES, is_convolution, is_ema
 from convsv.errors import UnavailableError
-from convsv.geometry import GeometryFacts
+from convsv.geometry import Geometry, GeometryFacts
 from statedicts import CATALOGUE, TORCHVISION_RESNET, Shapes, checkpoint, contained, holding, stored
 
 CONV = (8, 4, 3, 3)
@@ -610,3 +612,29 @@ def test_a_complex_kernel_is_listed_with_the_reason_why_it_is_not_analysed() -> 
     assert names(found) == ["c"]
     assert "complex" in str(found.layers[0].problem)
     assert rules(found) == {"table": "not floating point"}
+
+
+def test_thousands_of_one_name_do_not_try_all_numbers_again() -> None:
+    class Counted(set[str]):
+        looks = 0
+
+        def __contains__(self, name: object) -> bool:
+            self.looks += 1
+            return super().__contains__(name)
+
+    given_names, taken = Names(["a#2"]), Counted(["a#2"])
+    given_names._taken = taken
+    assert [given_names.unused("a") for _ in range(1000)] == ["a", *(f"a#{n}" for n in range(3, 1002))]
+    assert taken.looks < 3000
+
+
+def test_thousands_of_calls_are_not_compared_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    same = Geometry.__eq__
+    monkeypatch.setattr(Geometry, "__eq__", lambda one, other: compared.append(one) or same(one, other))
+    calls = tuple(GeometryFacts(stride=1 + n // 2, size=(8, 8)) for n in range(1000))
+    facts = ModuleFacts("conv", "Conv2d", calls[0], calls=calls)
+    layers = discover(replace(checkpoint({"conv.weight": CONV}), modules=(facts,))).layers
+    assert [layer.geometry.stride[0] for layer in layers] == list(range(1, 501))
+    assert len({layer.name for layer in layers}) == 500
+    assert len(compared) < 3000

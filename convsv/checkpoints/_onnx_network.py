@@ -22,6 +22,7 @@ from convsv.checkpoints._onnx_prepare import prepare
 from convsv.checkpoints._onnx_strip import strip
 from convsv.checkpoints._onnx_tensors import Beside, Values
 from convsv.checkpoints._onnx_weights import Weight, find_operand, module_path, read_through
+from convsv.checkpoints.naming import Names
 from convsv.errors import CorruptCheckpointError, GeometryError, UnavailableError, error_context
 from convsv.geometry import resolve
 from convsv.graph import Constant, Network, Operation, Shape
@@ -56,7 +57,7 @@ class _Reader:
         self._graph, self._beside = graph, beside
         self._values: dict[str, str] = {}
         self._operations: list[Operation] = []
-        self._names: set[str] = set()
+        self._names = Names()
 
     def network(self) -> Network:
         """Return the graph.
@@ -163,13 +164,7 @@ class _Reader:
         return module_path(node.name, node.op) if node.name else output
 
     def _unused(self, name: str) -> str:
-        name = printable(name)
-        number, unused = 1, name
-        while unused in self._names:
-            number += 1
-            unused = f"{name}#{number}"
-        self._names.add(unused)
-        return unused
+        return self._names.unused(printable(name))
 
 
 def _taken(node: Node) -> Iterator[str]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from convsv.checkpoints._writeback import Locked, Plain
 from convsv.checkpoints.candidates import Find
 from convsv.checkpoints.folding import Fold
+from convsv.checkpoints.naming import Names
 from convsv.checkpoints.sources import GeometryOptions, Subject, resolve_geometry
 from convsv.geometry import GeometryFacts
 from convsv.layer import ConvLayer, Writeback
 
-__all__ = ["layers_of", "unused"]
-
-
-def unused(name: str, taken: Container[str]) -> str:
-    """Return a name, or the first of ``name#2``, ``name#3`` ... that is not taken."""
-    numbered = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
-    return next(candidate for candidate in numbered if candidate not in taken)
+__all__ = ["layers_of"]
 
 
 def layers_of(finds: Sequence[Find], options: GeometryOptions, names: set[str]) -> tuple[ConvLayer, ...]:
@@ -35,22 +29,26 @@ def layers_of(finds: Sequence[Find], options: GeometryOptions, names: set[str]) 
         GeometryError: what the caller states is impossible, or contradicts the weights of a layer.
     """
     layers: list[ConvLayer] = []
-    taken = set(names)
+    taken = Names(names)
     for find in finds:
-        distinct: list[ConvLayer] = []
-        for stored, call in find.calls:
-            layer = _layer(find, options, stored, call)
-            if all(layer.geometry != other.geometry for other in distinct):
-                distinct.append(layer)
+        distinct = _distinct([_layer(find, options, stored, call) for stored, call in find.calls])
         if len(distinct) == 1:
             layers += distinct
             continue
         for layer in distinct:
-            name = unused(f"{find.name}@{'x'.join(map(str, layer.geometry.size))}", taken)
-            taken.add(name)
+            name = taken.unused(f"{find.name}@{'x'.join(map(str, layer.geometry.size))}")
             note = f"one of {len(distinct)} geometries with which the model calls it"
             layers.append(replace(layer, name=name, call=name[len(find.name) :], notes=(*layer.notes, note)))
     return tuple(layers)
+
+
+def _distinct(layers: Iterable[ConvLayer]) -> list[ConvLayer]:
+    """Return the first layer of each geometry; a file may have thousands."""
+    first: dict[object, ConvLayer] = {}
+    for layer in layers:
+        said = {**vars(layer.geometry), "origin": frozenset(layer.geometry.origin.items()), "is_same": None}
+        first.setdefault(tuple(said.values()), layer)
+    return list(first.values())
 
 
 def _layer(find: Find, options: GeometryOptions, stored: GeometryFacts, call: GeometryFacts) -> ConvLayer:

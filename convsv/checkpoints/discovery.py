@@ -14,11 +14,11 @@ from fnmatch import fnmatchcase
 
 from convsv.checkpoints import Checkpoint
 from convsv.checkpoints.alike import Facts, Pattern, facts_of
-from convsv.checkpoints.assembly import layers_of, unused
+from convsv.checkpoints.assembly import layers_of
 from convsv.checkpoints.candidates import Find, collect
 from convsv.checkpoints.copies import drop_moving_averages, note_ties
 from convsv.checkpoints.folding import find_folds
-from convsv.checkpoints.naming import locate, natural, strip_wrappers
+from convsv.checkpoints.naming import Names, locate, natural, strip_wrappers
 from convsv.checkpoints.recipe import Recipe
 from convsv.checkpoints.rules import is_convolution, is_kernel_name
 from convsv.checkpoints.sources import Channels, GeometryOptions, depthwise, overruled
@@ -173,16 +173,16 @@ def _give_names(finds: Sequence[Find]) -> None:
         for find in finds:
             if counts[find.name] > 1:
                 find.name = longer(find)
-    taken: set[str] = set()
+    taken = Names()
     for find in finds:
-        find.name = unused(find.name, taken)
-        taken.add(find.name)
+        find.name = taken.unused(find.name)
 
 
 def _overrule(finds: Sequence[Find], include: Sequence[str]) -> list[str]:
     """Take refused tensors for kernels where a glob asks for them; return a line a glob that matches nothing."""
     problems = []
     names = {find.name for find in finds if find.refused is None}
+    taken = Names(names)
     for glob in include:
         found = any(fnmatchcase(name, glob) for name in names)
         if found and any(character in glob for character in "*?["):
@@ -193,19 +193,19 @@ def _overrule(finds: Sequence[Find], include: Sequence[str]) -> list[str]:
             keys = {_joined(find), find.tensor.key, find.place.full, _inside(find, find.place.layer)}
             if any(fnmatchcase(key, glob) for key in keys):
                 found = True
-                _force(find, names)
+                _force(find, names, taken)
         if not found:
             problems.append(f"include {glob!r} matches no layer")
     return problems
 
 
-def _force(find: Find, taken: set[str]) -> None:
+def _force(find: Find, names: set[str], taken: Names) -> None:
     assert find.refused is not None
     rule = find.refused[0]
     find.notes.append(f"included by name, against the rule {rule!r}")
     find.refused, find.forced = None, True
-    find.name = unused(find.place.full if find.place.full not in taken else _joined(find), taken)
-    taken.add(find.name)
+    find.name = taken.unused(find.place.full if find.place.full not in names else _joined(find))
+    names.add(find.name)
 
 
 def _without_shape(checkpoint: Checkpoint) -> list[str]:

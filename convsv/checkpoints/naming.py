@@ -9,9 +9,10 @@ called what the user called it: ``conv2d/conv2d/kernel:0`` is ``conv2d``, ``bloc
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Place", "locate", "natural", "strip_wrappers"]
+__all__ = ["Names", "Place", "locate", "natural", "strip_wrappers"]
 
 _WRAPPERS = ("module", "_orig_mod")
 _KERAS_WORDS = frozenset({"layers", "vars", "_layer_checkpoint_dependencies", "model_weights"})
@@ -94,3 +95,25 @@ def _keras_owner(owner: tuple[str, ...]) -> tuple[str, ...]:
     if len(parts) == 2 and re.fullmatch(re.escape(parts[0]) + r"_\d+", parts[1]):
         return parts[:1]
     return parts[len(parts) - 1 - parts[::-1].index(parts[0]) :]
+
+
+class Names:
+    """Names that are taken.
+
+    Args:
+        taken: some that are.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._tried: dict[str, int] = {}
+
+    def unused(self, name: str) -> str:
+        """Return a name, or the first of ``name#2``, ``name#3`` ... that is not taken; it is, from now on."""
+        candidate, number = name, self._tried.get(name, 1)
+        while candidate in self._taken:
+            number += 1
+            candidate = f"{name}#{number}"
+        self._tried[name] = number  # thousands of one name do not try all numbers again
+        self._taken.add(candidate)
+        return candidate
