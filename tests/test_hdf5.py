@@ -408,6 +408,11 @@ BAD_CHILDREN = {
     "names an object dtype": ("index(dtype='O')", "makes no sense"),
     "names a negative offset": ("index(offset=-8)", "beyond the end"),
     "names an offset beyond the end": ("index(offset=1 << 40)", "beyond the end"),
+    "names values that reach beyond the end": ("index(shape=[1 << 20])", "beyond the end"),
+    "names a number where names belong": (
+        "send(b'J', json.dumps({'datasets': [], 'groups': {'': {'layer_names': ['a', 3]}}, 'problems': []}).encode())",
+        "makes no sense",
+    ),
     "names a negative length": ("index(shape=[-1])", "makes no sense"),
     "names a boolean length": ("index(shape=[True])", "makes no sense"),
     "drips": (
