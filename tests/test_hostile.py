@@ -224,6 +224,10 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     "a header of 2^63 bytes": lambda path: safetensors(path.with_suffix(".safetensors"), {}, 0, 1 << 63),
     "a header of 99 million brackets": lambda path: safetensors(path, b'{"a":' + b"[" * 99_000_000, 0),
     "a shape of 2^64 elements": lambda path: safetensors(path, {"w": entry([1 << 32, 1 << 32, 1, 1], 0)}, 0),
+    "a name of 90 million characters": lambda path: safetensors(path, {"w" * 90_000_000: entry([9], 36)}, 36),
+    "names of 20 million characters together": lambda path: safetensors(
+        path, {f"{number}{'w' * 8000}": entry([0], 0) for number in range(2500)}, 0
+    ),
     "values beyond the end": lambda path: safetensors(path, {"w": entry([1 << 20, 1 << 10, 3, 3], 36 << 30)}, 36),
     "a key twice": lambda path: safetensors(path, b'{"w":%b,"w":%b}' % ((json.dumps(entry([1], 4)).encode(),) * 2), 4),
     "tensors that overlap": lambda path: safetensors(path, {"v": entry([9], 36), "w": entry([9], 36, 4)}, 40),

@@ -20,7 +20,7 @@ from convsv.checkpoints._content import describe_content, describe_folder
 from convsv.checkpoints._file import RegularFile
 from convsv.checkpoints._natural import natural_key
 from convsv.checkpoints._place import Place
-from convsv.errors import CheckpointError, UnknownFormatError, UsageError, error_context, escaped
+from convsv.errors import CheckpointError, UnknownFormatError, UnsafeCheckpointError, UsageError, error_context, escaped
 from convsv.geometry import GeometryFacts
 from convsv.graph import Network
 from convsv.registry import Registry
@@ -189,6 +189,8 @@ FORMATS: Registry[Format] = Registry("format", "convsv.checkpoints")
 """All readers by name."""
 
 
+_LONGEST_NAME, _LONGEST_NAMES = 1 << 13, 1 << 24
+"""Characters in one name and in all: the rules that look for layers take half a second for a million."""
 _NOT_HASHED = "not hashed, because it is not read whole; what the server calls this version: "
 INDEX_SUFFIX = ".index.json"
 """How the index of a sharded checkpoint is recognised among the files of a folder, before its content is asked."""
@@ -217,8 +219,19 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             what, advice = describe_content(file)
             raise UnknownFormatError("is not a checkpoint convsv can read", found=what, advice=advice)
         opened = reader.open(file)
+        _check_names(opened.tensors)
         problems = opened.problems if file.is_local else (*opened.problems, _NOT_HASHED + file.version)
         return replace(opened, path=str(path), problems=tuple(map(escaped, problems)))
+
+
+def _check_names(tensors: Sequence[StoredTensor]) -> None:
+    lengths = [len(tensor.key) for tensor in tensors]
+    if max(lengths, default=0) > _LONGEST_NAME:
+        found = f"{max(lengths)} characters, limit {_LONGEST_NAME}"
+        raise UnsafeCheckpointError("the name of a tensor is too long", found=found)
+    if sum(lengths) > _LONGEST_NAMES:
+        found = f"{sum(lengths)} characters, limit {_LONGEST_NAMES}"
+        raise UnsafeCheckpointError("the names of tensors are too long together", found=found)
 
 
 def _file(path: str | os.PathLike[str]) -> RegularFile:
