@@ -88,6 +88,15 @@ def test_a_store_that_shows_another_state_once_gives_numbers_of_one_state_or_non
     assert counts == [0, 1, 2, 2]  # at the first the file does not even open
 
 
+def test_a_store_that_goes_back_to_a_state_is_not_believed_any_more() -> None:
+    """It says once that the file is another one, and sends bytes of that one when the file seems to be back."""
+    lines = store.conversation("m.safetensors").split(b"\n")
+    other = lines[0].replace(b"one", b"two")
+    tensor, info = lines[-2:]
+    there_and_back = [*lines[:3], tensor, other, tensor, info, tensor, info]
+    assert store.attack("m.safetensors", b"\n".join(there_and_back), lambda _: None) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="the system does not tell limits")
 @pytest.mark.parametrize("others", [0, 200], ids=lambda n: f"{n} files open before")
 def test_a_forked_child_is_confined_like_one_that_was_started(others: int, tmp_path: Path) -> None:
@@ -129,6 +138,8 @@ FOUND: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
     "a tab in a glob": ("sidecar", [(b"*.conv1", b"*.\tonv1")]),
     "an infinite number from the child": ("hdf5-answer", [(b'"address": ', b'"address": 1e999, "a": ')]),
     "attributes of lists from the child": ("hdf5-answer", [(b'["conv", "bn"]', b'[["conv"], {}]')]),
+    "a redirect to brackets": ("http", [(b"Location: /real/", b"Location: //[/")]),
+    "a redirect to a port of letters": ("http", [(b"Location: /real/", b"Location: http://host:port/")]),
     "a signalling NaN in half precision": ("safetensors", [(b"\x00<\x00<", b"\x01|\x00<")]),
 }
 """What fuzzing found."""

@@ -58,6 +58,7 @@ class FsspecSource:
             raise CheckpointError("the store does not tell the size")
         self.size: int | None = info["size"]
         self.version = printable(self._version)
+        self._other: str | None = None
 
     def read(self, start: int, count: int) -> bytes:
         """Return exactly ``count`` bytes at ``start``, within the size.
@@ -68,9 +69,12 @@ class FsspecSource:
         """
         data: bytes = _ask(count, lambda: self._system.cat_file(self._path, start=start, end=start + count))
         info, version = self._info()
-        if (info.get("size"), version) != (self.size, self._version):
+        if self._other is None and (info.get("size"), version) != (self.size, self._version):
+            self._other = printable(version)
+        if self._other is not None:
+            # For good: a file that goes back to what it was may have been another one in between.
             raise CorruptCheckpointError(
-                "changed while it was read", found=f"version {printable(version)}, not {self.version}"
+                "changed while it was read", found=f"version {self._other}, not {self.version}"
             )
         if len(data) != count:
             found = f"{len(data)} bytes, where {count} were asked for"

@@ -169,15 +169,13 @@ def _next(url: str, location: str) -> str:
     Raises:
         UnsafeCheckpointError: to something that is not on the web, or from a protected connection to an open one.
     """
-    target = urljoin(url, location)
+    try:
+        target = urljoin(url, location)
+        host, _ = urlsplit(target).hostname, urlsplit(target).port
+    except ValueError:  # a bracket or a port where none can be
+        target = host = ""
     downgraded = scheme_of(url) == "https" and scheme_of(target) != "https"
-    if (
-        not location
-        or not location.isprintable()
-        or scheme_of(target) not in WEB
-        or downgraded
-        or not urlsplit(target).hostname
-    ):
+    if not location or not location.isprintable() or scheme_of(target) not in WEB or downgraded or not host:
         raise UnsafeCheckpointError("the server leads to an address that is not followed", found=printable(location))
     return target
 
