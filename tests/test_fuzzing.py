@@ -138,6 +138,7 @@ FOUND: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
     "a tab in a glob": ("sidecar", [(b"*.conv1", b"*.\tonv1")]),
     "an infinite number from the child": ("hdf5-answer", [(b'"address": ', b'"address": 1e999, "a": ')]),
     "attributes of lists from the child": ("hdf5-answer", [(b'["conv", "bn"]', b'[["conv"], {}]')]),
+    "a lone surrogate for the number of a dtype": ("pt2-weights", [(b'"dtype": 7', b'"dtype": "\\ud800"')]),
     "a redirect to brackets": ("http", [(b"Location: /real/", b"Location: //[/")]),
     "a redirect to a port of letters": ("http", [(b"Location: /real/", b"Location: http://host:port/")]),
     "a signalling NaN in half precision": ("safetensors", [(b"\x00<\x00<", b"\x01|\x00<")]),

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from convsv.checkpoints import ModuleFacts, StoredTensor
+from convsv.checkpoints._content import printable
 from convsv.checkpoints._export_graph import facts_of_graph
 from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import MAX_INT, Storage, StridedView, TensorRecord, strided_tensor, unreadable
@@ -113,7 +114,7 @@ def _record(archive: StoredZip, folder: str, description: Json, *, big_endian: b
     if shape is None or strides is None or type(offset) is not int:
         return unreadable((), dtype, "its description is malformed")
     if not dtype:
-        return unreadable(shape, "", f"its dtype has the unknown number {number}")
+        return unreadable(shape, "", f"its dtype has the unknown number {printable(str(number))}")
     if meta.get("layout") != _STRIDED:
         return unreadable(shape, dtype, "is not stored as a strided array")
     if description.get("use_pickle"):
