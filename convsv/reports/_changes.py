@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import PurePath
 
-from convsv.reports._cells import Footnotes, interval_text
+from convsv.reports._cells import Footnotes, interval_text, missing, times
 from convsv.reports._numbers import DOWN, UP, percent, short
 from convsv.reports._tables import Column, Table
 from convsv.results import Interval, LayerChange, LayerReport, Report, Status, Step
@@ -50,7 +50,7 @@ def _cells(change: LayerChange, named: list[str], notes: Footnotes) -> tuple[str
     if change.geometry:
         marks.append(notes.mark(f"another {', '.join(name.replace('_', ' ') for name in change.geometry)}"))
     if change.status == "reshaped" and change.old and change.new:
-        marks.append(notes.mark(f"{_times(change.old.shape)} → {_times(change.new.shape)}"))
+        marks.append(notes.mark(f"{times(change.old.shape)} → {times(change.new.shape)}"))
     spectrum = change.spectrum
     unknown = [key for key in change.unavailable if key not in ("norm", "kernel_distance")]
     return (
@@ -64,15 +64,10 @@ def _cells(change: LayerChange, named: list[str], notes: Footnotes) -> tuple[str
     )
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
-
-
 def _norm(layer: LayerReport | None, notes: Footnotes) -> str:
     if layer is None:
         return ""
-    reason = layer.unavailable.get("norm")
-    return interval_text(layer.norm) or (f"— {notes.mark(reason)}" if reason else "—")
+    return interval_text(layer.norm) or missing(layer, "norm", notes)
 
 
 def _ratio(change: LayerChange) -> str:
