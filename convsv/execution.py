@@ -100,18 +100,20 @@ class Execution:
         return self.jobs or _usable_cpus()
 
     def chunks(self, count: int, bytes_each: int) -> list[tuple[int, int]]:
-        """Return ranges ``(start, stop)`` that cover ``count`` items and fit into the budget all threads at once.
+        """Return ranges ``(start, stop)`` that cover ``count`` items: on a CPU the same for any number of threads.
 
-        A single item may be too large for that: :meth:`map_chunks` then lets fewer threads work.
+        How long a range is changes the rounding of what is computed of it. They are cut by the whole budget, then;
+        :meth:`map_chunks` lets fewer threads work where not as many fit as there are threads.
 
         Args:
             count: number of items.
             bytes_each: peak memory of the work on one item.
         """
-        share = self.memory // (2 * self.threads * self.sharers)
         if self.torch_device.type == "cpu":
             even = max(-(-count // _SHARES) * bytes_each, _SMALLEST_CHUNK)
-            share = min(share, _LARGEST_CHUNK, even)
+            share = min(self.memory // (2 * _SHARES), _LARGEST_CHUNK, even)
+        else:
+            share = self.memory // (2 * self.sharers)
         length = max(1, share // max(1, bytes_each))
         return [(start, min(start + length, count)) for start in range(0, count, length)]
 

@@ -31,6 +31,8 @@ _WORTH_A_THREAD = 256 * 64**3
 """Work, as points times size cubed, below which handing a part to a thread costs more than it saves."""
 _AMORTISED = 4
 """Points for which the coefficients are read together: of large matrices these are most of what is moved."""
+_PARTS_AT_ONCE = 8
+"""Parts that fit into memory together, of several points each."""
 _ONE_PRODUCT = 448
 """Channels times taps up to which one product over all pairs of taps beats one product a lag."""
 _MOST_PAIRS = 1 << 24
@@ -102,10 +104,13 @@ class Gram:
         return 64 * self.size**2 + 2 * len(self.lags) * (gathered + 2) * self.even.element_size()
 
     def parts(self, count: int, execution: Execution) -> list[tuple[int, int]]:
-        """Cut so many evaluations into parts that fit into memory and are worth a thread each."""
+        """Cut so many evaluations into parts of which several fit into memory and which are worth a thread each.
+
+        How long they are shows in the rounding: the number of threads has no part in it.
+        """
         least = max(1, _WORTH_A_THREAD // self.size**3)
         shared = execution.chunks(count, self.bytes_each)
-        most = max(1, execution.memory // (2 * execution.threads * execution.sharers * self.bytes_each))
+        most = max(1, execution.memory // (max(_PARTS_AT_ONCE, execution.sharers) * self.bytes_each))
         length = min(max(least, shared[0][1] if shared else 1, _AMORTISED), most)
         return [(first, min(first + length, count)) for first in range(0, count, length)]
 

@@ -108,10 +108,14 @@ def prove_points(
         return cast("list[bool]", proven.tolist())
 
     parts = coefficients.parts(len(points), execution)
+    memory_here = execution.memory // execution.sharers
     # Where memory is too short for a matrix a thread, BLAS shares each among its threads.
     least = execution.threads * coefficients.bytes_each + coefficients.bytes_held
-    alone = len(parts) == 1 or least > execution.memory // execution.sharers
-    results = [test(part) for part in parts] if alone else list(execution.map(test, parts))
+    if len(parts) == 1 or least > memory_here:
+        results = [test(part) for part in parts]
+    else:
+        longest = 1 if large else max((stop - start for start, stop in parts), default=1)
+        results = list(execution.map(test, parts, memory_here // (longest * coefficients.bytes_each)))
     return np.array([one for result in results for one in result], dtype=np.bool_)
 
 

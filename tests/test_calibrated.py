@@ -282,10 +282,13 @@ def test_little_memory_leaves_the_moments() -> None:
     assert found.frobenius == pytest.approx(frobenius_norm(canonical(case), case.geometry), rel=1e-6)
 
 
-def test_no_value_depends_on_threads_or_on_who_shares_the_budget() -> None:
-    layer = image(8, 24).layer()
-    for memory in (1 << 20, 3 << 20, 12 << 20, 48 << 20):
-        plans = [Execution("cpu", memory=memory, jobs=jobs, sharers=n) for jobs, n in ((1, 1), (2, 1), (4, 1), (1, 3))]
-        first, *others = (calibrated(layer, plan) for plan in plans)
+@pytest.mark.parametrize("memory", [1 << 20, 3 << 20, 12 << 20, 48 << 20])
+@pytest.mark.parametrize("channels", [8, 64])
+def test_no_value_depends_on_threads_or_on_who_shares_the_budget(channels: int, memory: int) -> None:
+    layer = image(channels, 24 if channels < 64 else 8).layer()
+    plans = [Execution("cpu", memory=memory, jobs=jobs, sharers=n) for jobs, n in ((1, 1), (2, 1), (4, 1), (1, 3))]
+    for method in (calibrated, circulant):
+        first, *others = (method(layer, plan) for plan in plans)
         for other in others:
             np.testing.assert_array_equal(first.values, other.values)
+            assert first.error == other.error

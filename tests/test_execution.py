@@ -68,8 +68,10 @@ def test_chunks_cover_everything_and_fit_the_budget(count: int, each: int, memor
         assert stop - start == 1 or (stop - start) * each * jobs <= memory
 
 
-def test_chunks_do_not_depend_on_the_threads_of_an_ample_budget() -> None:
-    assert len({tuple(Execution("cpu", jobs=jobs).chunks(1000, 5000)) for jobs in (1, 2, 8)}) == 1
+@pytest.mark.parametrize("memory", [1 << 20, 5 << 20, 1 << 30])
+def test_chunks_do_not_depend_on_threads_or_on_who_shares_the_budget(memory: int) -> None:
+    plans = [Execution("cpu", memory=memory, jobs=jobs, sharers=n) for jobs, n in ((1, 1), (2, 1), (64, 1), (2, 5))]
+    assert len({tuple(plan.chunks(1000, 5000)) for plan in plans}) == 1
 
 
 # ----------------------------------------------------------------------------------------------------------------- map
