@@ -162,7 +162,7 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     if layer.check is not None:
         record["check"] = _check(layer.check)
     lost: list[str] = []
-    if not all(_is_finite(value) for key, value in record.items() if key not in _WORDS):
+    if not _is_finite([value for key, value in record.items() if key not in _WORDS]):
         record = {key: _finite(value, key, lost) for key, value in record.items()}
     record["notes"] = [*layer.notes, *lost]
     return record
@@ -328,12 +328,17 @@ def _bound(bound: Bound) -> Object:
     }
 
 
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(_is_finite, value.values()))
-    return all(map(_is_finite, value)) if isinstance(value, list) else True
+def _is_finite(values: list[Any]) -> bool:
+    waiting = [*values]
+    for part in waiting:  # which grows meanwhile: one call costs less than one a part
+        if isinstance(part, float):
+            if not math.isfinite(part):
+                return False
+        elif isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+    return True
 
 
 def _finite(value: Any, where: str, lost: list[str]) -> Any:

@@ -50,8 +50,8 @@ def bounds_of(layer: LayerReport) -> Mapping[str, Bound]:
 def assumed(layer: LayerReport) -> tuple[str, ...]:
     """Return the names of the geometry that is assumed and matters: all but the extra output of a forward layer."""
     geometry = layer.geometry
-    names = (name for name, origin in geometry.origin.items() if origin == "assumed")
-    return tuple(name for name in names if geometry.transposed or name != "output_padding")
+    ignored = None if geometry.transposed else "output_padding"
+    return tuple([name for name, origin in geometry.origin.items() if origin == "assumed" and name != ignored])
 
 
 def summarise(report: Report) -> tuple[BoundSummary, ...]:
