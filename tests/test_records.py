@@ -6,11 +6,12 @@ import csv
 import io
 import json
 import math
+import re
 import unicodedata
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convsv.errors import UsageError
@@ -19,7 +20,7 @@ from convsv.reports import WRITERS, Style, format_of, open_sink, write_report
 from convsv.reports._sort import sort_column, sort_report
 from convsv.reports._summary import summarise
 from convsv.reports._text import code_span, from_csv, from_tsv, to_tsv, visible
-from convsv.reports.records import columns
+from convsv.reports.records import _json, columns
 from convsv.results import Bound, CheckpointReport, Histogram, Interval, LayerReport, Report
 from reportcases import HOSTILE_NAMES, bounds, geometry, layer, report, spectrum
 
@@ -255,6 +256,27 @@ def test_json_gives_every_name_back(name: str) -> None:
     assert "\x7f" not in written
     assert json.loads(written)["checkpoints"][0]["layers"][0]["name"] == name
     assert json.loads(text(report(layer(name)), "jsonl").splitlines()[0])["name"] == name
+
+
+plain_text = st.text(st.characters(max_codepoint=0xD7FF))
+values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | plain_text
+json_values = st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(plain_text, inner))
+
+
+@given(json_values, st.sampled_from([0, 2]))
+@example(["\x7f\x1b[31m\u2028é", 2**200, -0.0, 5e-324], 0)
+@example({"ascii alone": [2**200, -0.0, 5e-324, 1e22, 0.1 + 0.2, "\x00\x7f"]}, 2)
+def test_json_reads_back_equal_to_the_last_bit_and_is_harmless_ascii(value: object, indent: int) -> None:
+    written = _json(value, indent)
+    assert repr(json.loads(written)) == repr(value)
+    assert re.fullmatch("[ -~\n]*" if indent else "[ -~]*\n", written)
+
+
+@pytest.mark.parametrize("name", ["conv", "cönv"])
+def test_json_is_laid_out_alike_whatever_the_names(name: str) -> None:
+    value = {name: [1, 2.5, {"a": [], "b": {}, "c": [None, True]}], "d": "e, f: g"}
+    assert _json(value) == json.dumps(value) + "\n"
+    assert _json(value, 2) == json.dumps(value, indent=2) + "\n"
 
 
 @names

@@ -40,13 +40,16 @@ __all__ = ["BOUND_COLUMNS", "columns", "flat_change", "flat_layers", "flat_summa
 # ------------------------------------------------------------------------------------------------- JSON, JSON Lines
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    # ASCII only: valid UTF-8 whatever the names hold. DEL is the one control character JSON leaves alone.
-    text = _LINE.encode(value) if indent is None else json.dumps(value, indent=indent, allow_nan=False)
+def _json(value: Any, indent: int = 0) -> str:
+    """Return an object as JSON, ``indent`` columns a level; on one line where that is 0."""
+    import msgspec  # here, as it costs every report of another format some milliseconds
+
+    try:
+        text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode("ascii")
+    except (TypeError, UnicodeError):  # text beyond ASCII, which is to be escaped, or types that only resemble JSON's
+        text = json.dumps(value, indent=indent or None, allow_nan=False)
+    # DEL is the one control character JSON leaves alone.
     return text.replace("\x7f", "\\u007f") + "\n"
-
-
-_LINE = json.JSONEncoder(allow_nan=False)
 
 
 class _Json:
