@@ -1,37 +1,31 @@
-"""Values of :mod:`convsv.results` as JSON and back, exactly: what is read equals what was written, to the last bit.
+"""Values of :mod:`convsv.results` as bytes and back, exactly: what is read equals what was written, to the last bit.
 
 The public report (:mod:`convsv.reports`) is another thing: it leaves out what no user needs, says null for infinity,
 and may be read by later versions. What stands here is read by the same version only, and believed in nothing: every
-field must be there and have its type, or the whole is no value at all.
+field must be there and have its type, and the whole must be written as it would be written again.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import collections.abc
-import json
 import types
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, make_dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints, overload
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
+import msgspec
 import numpy as np
 
+from convsv.checkpoints.alike import changed
 from convsv.errors import ConvsvError
 
 __all__ = ["decoded", "encoded"]
 
 T = TypeVar("T")
-Reader = Callable[[Any], Any]
-
-_ARRAY = "float64"
-"""The one key of an object that stands for an array: little-endian bytes in base 64."""
 
 
-def encoded(value: object, *, without: Collection[str] = ()) -> bytes:
-    """Return a value as JSON text; infinities and NaN are written as Python's ``json`` does.
+def encoded(value: object, *, without: tuple[str, ...] = ()) -> bytes:
+    """Return a value as MessagePack.
 
     Args:
         value: a dataclass of strings, numbers, None, tuples, mappings, float64 arrays of one axis, and more of these.
@@ -39,155 +33,132 @@ def encoded(value: object, *, without: Collection[str] = ()) -> bytes:
 
     Raises:
         TypeError: it holds something else.
-        ValueError: it holds itself.
+        ValueError: it holds an integer of more than 64 bits, a string that is no Unicode, or itself.
     """
-    kept = {name: field for name, field in vars(value).items() if name not in without} if without else value
-    return _WRITER.encode(kept).encode("ascii")
+    kind: Any = type(value)
+    kept = {name: getattr(value, name) for name in _names(kind, without)} if without else value
+    try:
+        return _WRITER.encode(kept)
+    except (OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
-def _plain(value: object) -> Any:
-    if is_dataclass(value):
-        return vars(value)
+def _plain(value: Any) -> Any:
+    """Return what MessagePack has in the place of a value that is no part of it.
+
+    Raises:
+        TypeError: it has nothing.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1:
+        return value.astype("<f8").tobytes()
+    if isinstance(value, float):  # numpy's
+        return float(value)
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, np.ndarray) and value.dtype == np.float64 and value.ndim == 1:
-        return {_ARRAY: base64.b64encode(value.astype("<f8").tobytes()).decode("ascii")}
     raise TypeError(f"{type(value).__name__} is not kept")
 
 
-_WRITER = json.JSONEncoder(default=_plain, separators=(",", ":"))
+_WRITER = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 
 @overload
-def decoded(kind: type[T], text: bytes) -> T: ...
+def decoded(kind: type[T], content: bytes) -> T: ...
 @overload
-def decoded(kind: T, text: bytes, *, own: tuple[str, ...]) -> T: ...
-def decoded(kind: Any, text: bytes, *, own: tuple[str, ...] = ()) -> Any:
-    """Return the value that a text stands for.
+def decoded(kind: T, content: bytes, *, own: tuple[str, ...]) -> T: ...
+def decoded(kind: Any, content: bytes, *, own: tuple[str, ...] = ()) -> Any:
+    """Return the value that bytes stand for.
 
     Args:
         kind: the dataclass, or a value of it which has the fields that were left out.
-        text: what :func:`encoded` returned for one, or anything else.
+        content: what :func:`encoded` returned for one, or anything else.
         own: the fields that were left out.
 
     Raises:
-        ValueError: it stands for none.
+        ValueError: they stand for none.
     """
+    whole: Any = type(kind) if own else kind
     try:
-        found = json.loads(text)
-        if not own:
-            return _reader(kind)(found)
-        readers = _field_readers(cast("Any", type(kind)))
-        if type(found) is not dict or found.keys() != readers.keys() - set(own):
-            raise ValueError(f"no {type(kind).__name__}")
-        return replace(kind, **{name: readers[name](value) for name, value in found.items()})
-    except (ConvsvError, RecursionError, OverflowError) as error:
+        found = _reader(whole, own).decode(content)
+        # Unknown fields, repeated ones, and what was taken for another type are not written like this.
+        is_exact = _WRITER.encode(found) == content
+    except (msgspec.MsgspecError, ConvsvError, RecursionError) as error:
         raise ValueError(str(error)) from None
+    if not is_exact:
+        raise ValueError("it is written in another way")
+    return changed(kind, **vars(found)) if own else found
 
 
-# ------------------------------------------------------------------------------------------- one reader a type hint
-
-
-@lru_cache(maxsize=256)
-def _reader(hint: Any) -> Reader:
-    """Return what reads a value of one type.
-
-    Raises:
-        TypeError: nothing reads such values: an error in this program, not in a file.
-    """
-    if hint in _ATOMS:
-        return _ATOMS[hint]
-    arguments, origin = get_args(hint), get_origin(hint)
-    if is_dataclass(hint):
-        return _object_reader(cast("type", hint))
-    if origin is Literal:
-        return _choice(arguments)
-    if origin in (Union, types.UnionType):
-        return _first_of([_reader(each) for each in arguments])
-    if origin is tuple:
-        return _tuple_reader(arguments)
-    if origin is collections.abc.Mapping:
-        return _mapping_reader(_reader(arguments[1]))
-    if origin is np.ndarray:
-        return _array
-    raise TypeError(f"nothing reads {hint}")
-
-
-def _exactly(*kinds: type) -> Reader:
-    def read(value: Any) -> Any:
-        if type(value) not in kinds:  # bool is an int elsewhere
-            raise ValueError(f"{type(value).__name__} where {kinds[-1].__name__} belongs")
-        return value
-
-    return read
-
-
-_ATOMS: dict[Any, Reader] = {
-    str: _exactly(str),
-    bool: _exactly(bool),
-    int: _exactly(int),
-    float: _exactly(int, float),  # an integer that stands in a field of floats is written as one in reports
-    type(None): _exactly(type(None)),
-}
-
-
-def _choice(known: tuple[Any, ...]) -> Reader:
-    def read(value: Any) -> Any:
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(f"{value!r} is none of {known}")
-        return value
-
-    return read
-
-
-def _first_of(readers: list[Reader]) -> Reader:
-    def read(value: Any) -> Any:
-        for reader in readers:
-            try:
-                return reader(value)
-            except ValueError:
-                continue
-        raise ValueError(f"{type(value).__name__} where something else belongs")
-
-    return read
-
-
-def _tuple_reader(arguments: tuple[Any, ...]) -> Reader:
-    is_list = _exactly(list)
-    if arguments[-1] is Ellipsis:
-        item = _reader(arguments[0])
-        return lambda value: tuple(map(item, is_list(value)))
-    items = [_reader(each) for each in arguments]
-    return lambda value: tuple(read(each) for read, each in zip(items, is_list(value), strict=True))
-
-
-def _mapping_reader(item: Reader) -> Reader:
-    is_object = _exactly(dict)
-    return lambda value: {key: item(each) for key, each in is_object(value).items()}
-
-
-def _array(value: Any) -> Any:
-    if type(value) is not dict or value.keys() != {_ARRAY} or not isinstance(value[_ARRAY], str):
-        raise ValueError("no array")
-    try:
-        content = base64.b64decode(value[_ARRAY], validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
-    return np.frombuffer(content, "<f8").astype(np.float64)  # refuses lengths that are no multiple of 8
+# ------------------------------------------------------------------------------------------------- one type a type hint
 
 
 @lru_cache(maxsize=64)
-def _field_readers(kind: Any) -> dict[str, Reader]:
+def _reader(kind: type, without: tuple[str, ...]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(_stand_in(kind, without), dec_hook=_from_plain)
+
+
+@lru_cache(maxsize=64)
+def _names(kind: type, without: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.name not in without)
+
+
+@lru_cache(maxsize=64)
+def _stand_in(kind: type, without: tuple[str, ...] = ()) -> type:
+    """Return a dataclass that is read in the place of another, and becomes it if no field is left out.
+
+    The other one's own fields would not do: one with a default could be missing, an integer would become a float.
+    """
     hints = get_type_hints(kind)
-    return {field.name: _reader(hints[field.name]) for field in fields(kind)}
+
+    def become(self: Any) -> None:
+        self.__class__ = kind
+        if hasattr(kind, "__post_init__"):
+            self.__post_init__()
+
+    forms = [(name, _form(hints[name])) for name in _names(kind, without)]
+    return make_dataclass(kind.__name__, forms, namespace={} if without else {"__post_init__": become})
 
 
-def _object_reader(kind: type) -> Reader:
-    readers = _field_readers(kind)
+def _form(hint: Any) -> Any:
+    """Return the type that reads what a type hint stands for."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _stand_in(hint)  # type: ignore[arg-type]
+    if hint is float:
+        return float | int  # an integer that stands in a field of floats is written as one in reports
+    if origin is np.ndarray:
+        return np.ndarray
+    if origin in (tuple, Mapping):
+        return origin[tuple(map(_form, arguments))]
+    if origin in (Union, types.UnionType):
+        several = sum(is_dataclass(each) or get_origin(each) is Mapping for each in arguments) > 1
+        forms = tuple(map(_form, arguments))
+        return _Either("Either", (), {"forms": forms}) if several else Union[forms]  # noqa: UP007
+    return hint
 
-    def read(value: Any) -> Any:
-        if type(value) is not dict or value.keys() != readers.keys():
-            raise ValueError(f"no {kind.__name__}")
-        return kind(**{name: reader(value[name]) for name, reader in readers.items()})
 
-    return read
+class _Either(type):
+    """What is one of several kinds of mappings, which msgspec does not tell apart."""
+
+    forms: tuple[Any, ...]
+
+    def __instancecheck__(cls, value: object) -> bool:
+        """Believe :func:`_from_plain`."""
+        return True
+
+
+def _from_plain(kind: type, value: Any) -> Any:
+    """Return what :func:`_plain` was given.
+
+    Raises:
+        ValueError: it was given nothing of this kind.
+    """
+    if not isinstance(kind, _Either):
+        if type(value) is not bytes:
+            raise ValueError("no array")
+        return np.frombuffer(value, "<f8").astype(np.float64)  # refuses lengths that are no multiple of 8
+    for form in kind.forms:
+        try:
+            return msgspec.convert(value, form, dec_hook=_from_plain)
+        except msgspec.ValidationError:
+            continue
+    raise ValueError("it is of no kind")

@@ -24,7 +24,7 @@ from convsv.layer import ConvLayer
 
 __all__ = ["Computation", "digest", "layer_key"]
 
-_SCHEMA = 4
+_SCHEMA = 5
 """Of what is kept; another number makes all that was kept before foreign."""
 _INDIFFERENT = ("jobs", "device", "sharers")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
