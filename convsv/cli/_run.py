@@ -381,8 +381,9 @@ class Run:
                     reasons[what, why].append(layer.name)
             if layer.unread:
                 unread[layer.unread].append(layer.name)
-            self._assumed.update(assumed(layer))
-            self._leaning += bool(assumed(layer))
+            guesses = assumed(layer)
+            self._assumed.update(guesses)
+            self._leaning += bool(guesses)
             self._codes += [5] if layer.failures else []
         self._say_unread(checkpoint, unread)
         for (what, why), names in list(reasons.items())[:_LINES]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -201,7 +201,7 @@ def flat_layers(command: str, checkpoint: CheckpointReport, layer: LayerReport) 
         result.pop("histogram", None)
     bounds = record["results"].pop("bounds", {}) if command == "bounds" else {}
     record["unavailable"] = [f"{what}: {why}" for what, why in layer.unavailable.items()]
-    row = dict(_flatten("", {"checkpoint": checkpoint_object(checkpoint), **record}))
+    row = _flat({"checkpoint": checkpoint_object(checkpoint), **record})
     if not bounds:
         yield row
     for name, bound in bounds.items():
@@ -210,7 +210,7 @@ def flat_layers(command: str, checkpoint: CheckpointReport, layer: LayerReport) 
 
 def flat_change(step: Step, change: LayerChange) -> Row:
     """Return the row of one layer from one checkpoint to the next, as column -> value."""
-    row = dict(_flatten("", change_object(change)))
+    row = _flat(change_object(change))
     row["unavailable"] = [f"{what}: {why}" for what, why in change.unavailable.items()]
     return {**row, "old_path": step.old, "new_path": step.new}
 
@@ -221,12 +221,14 @@ def flat_summary(report: Report) -> Iterator[Row]:
         yield dict(vars(row))
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, Mapping):
-        yield prefix, value
-        return
-    for key, item in value.items():
-        yield from _flatten(f"{prefix}_{key}" if prefix else key, item)
+def _flat(record: Row, prefix: str = "") -> Row:
+    row: Row = {}
+    for key, item in record.items():
+        if isinstance(item, dict):
+            row |= _flat(item, f"{prefix}{key}_")
+        else:
+            row[prefix + key] = item
+    return row
 
 
 def _cell(value: Any, guard: Callable[[str], str]) -> str:
@@ -234,21 +236,23 @@ def _cell(value: Any, guard: Callable[[str], str]) -> str:
         return ""
     if isinstance(value, str):
         return guard(value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, float):
         return float.__repr__(value)
-    if isinstance(value, Sequence):
-        return guard(_joined(value))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return guard(_joined(value)) if value else ""
     return str(value)
 
 
 def _joined(items: Sequence[Any]) -> str:
-    if any(isinstance(item, (list, tuple)) for item in items):
-        return "x".join(":".join(str(number) for number in pair) for pair in items)
-    if all(isinstance(item, int) for item in items):
-        return "x".join(str(item) for item in items)
-    if all(isinstance(item, (float, type(None))) for item in items):
+    """Return items of one kind in one cell: pairs, integers, floats of which some may be missing, or words."""
+    first = items[0]
+    if isinstance(first, (list, tuple)):
+        return "x".join(":".join(map(str, pair)) for pair in items)
+    if isinstance(first, int):
+        return "x".join(map(str, items))
+    if first is None or isinstance(first, float):
         return ";".join("" if item is None else float.__repr__(item) for item in items)
     return ("; " if any(" " in item for item in items) else ";").join(items)
 
@@ -304,8 +308,9 @@ class _Rows:
         if not self._columns:
             self._columns = _with_found(columns(self._head, summary=self._style.summary), self._waiting)
             self._dialect.write(list(self._columns))
+        known = frozenset(self._columns)
         for row in self._waiting:
-            late = [f"{name}={value}" for name, value in row.items() if _is_found(name) and name not in self._columns]
+            late = [f"{name}={value}" for name, value in row.items() if name not in known and _is_found(name)]
             if late:  # a key that no earlier layer had: the header is written, but nothing may be lost
                 row["notes"] = [*row.get("notes", ()), *late]
             self._dialect.write([_cell(row.get(name), self._dialect.guard) for name in self._columns])
