@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convsv.analysis import AnalysisOptions, analyze
-from convsv.cache import Cached, Computation, Folder, Memory, layer_key
+from convsv.cache import Cached, Computation, Folder, Memory, _keys, layer_key
 from convsv.errors import CorruptCheckpointError
 from convsv.execution import Execution
 from convsv.geometry import Geometry
-from convsv.layer import ConvLayer
+from convsv.layer import ConvLayer, Folded
 from convsv.results import Interval, LayerReport
 
 COMPUTATION = Computation({"tol": 1e-3}, "cpu")
@@ -235,6 +235,27 @@ def test_names_do_not_count_but_everything_else_does() -> None:
     keys = [key_of(base), *map(key_of, other)]
     assert len({*keys}) == len(keys)
     assert None not in keys
+
+
+def test_equal_geometries_are_one_and_others_never_are_however_many_there_were() -> None:
+    """An object that is gone leaves its ``id`` to the next."""
+    base, sizes = layer(0), range(1, 2000)
+    keys = [[key_of(replace(base, geometry=Geometry((n,), (1,), ((1, 1),)))) for n in sizes] for _ in range(2)]
+    assert keys[0] == keys[1]
+    assert len({*keys[0]}) == len(sizes)
+    assert len(_keys._geometries) <= 1024
+
+
+def test_what_is_folded_in_counts() -> None:
+    base = layer(0)
+    folded = [None, Folded("norm", 1e-5), Folded("norm", 1e-3), Folded("norm", 1e-5, known=False)]
+    keys = [key_of(replace(base, folded=each)) for each in folded]
+    assert len({*keys}) == len(keys)
+    assert key_of(replace(base, folded=Folded("other", 1e-3))) == keys[2]
+
+
+def test_what_else_is_said_counts() -> None:
+    assert len({layer_key(layer(0), COMPUTATION, more) for more in (None, "", "a")}) == 3
 
 
 def test_every_option_of_the_computation_counts_but_threads() -> None:

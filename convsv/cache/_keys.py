@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from convsv import __version__
@@ -28,6 +29,8 @@ _SCHEMA = 5
 """Of what is kept; another number makes all that was kept before foreign."""
 _INDIFFERENT = ("jobs", "device", "sharers")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
+_GEOMETRIES = 1024
+"""Most geometries whose digests are at hand; few occur in a run, each in many layers."""
 _ELSEWHERE = ("cli", "reports", "cache")
 """Parts of this program that no result depends on; the schema speaks for the last."""
 
@@ -92,7 +95,7 @@ def _names(kind: Any) -> tuple[str, ...]:
 _WRITER = json.JSONEncoder(sort_keys=True, default=_plain)
 
 
-def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> str | None:
+def layer_key(layer: ConvLayer, computation: Computation, more: str | None = None) -> str | None:
     """Return the name of a layer's results; None where none are kept: it is not computed, not read, or has no name.
 
     The layer's own name is no part of it: of tied layers the results are the same.
@@ -100,7 +103,7 @@ def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> s
     Args:
         layer: the layer. Its tensor is read.
         computation: how the results are computed.
-        more: what else they depend on.
+        more: what else they depend on, as text.
     """
     if layer.problem or 8 * math.prod(layer.shape) > computation.memory:
         return None
@@ -110,30 +113,30 @@ def layer_key(layer: ConvLayer, computation: Computation, more: Any = None) -> s
     except Exception:  # noqa: BLE001 - whoever computes meets it again, and says what it is
         return None
     folded = layer.folded
-    facts = [
-        name,
-        more,
-        _geometry_digest(*_values(layer.geometry)),
-        [layer.shape, layer.dtype, layer.layout, None if folded is None else [folded.epsilon, folded.known]],
-        [kernel.shape, _dtype_name(kernel.dtype), kernel.dtype.byteorder],
-    ]
-    whole = hashlib.sha256(_WRITER.encode(facts).encode("ascii"))
+    facts = (
+        (name, more, _geometry_digest(layer.geometry)),
+        (layer.shape, layer.dtype, layer.layout, None if folded is None else (float(folded.epsilon), folded.known)),
+        (kernel.shape, _dtype_name(kernel.dtype), kernel.dtype.byteorder),
+    )
+    whole = hashlib.sha256(msgspec.msgpack.encode(facts))
     content: Any = np.ascontiguousarray(kernel).reshape(-1).view(np.uint8)
-    whole.update(content)  # JSON tells where it ends itself
+    whole.update(content)  # MessagePack tells where it ends itself
     return whole.hexdigest()
 
 
-def _values(geometry: Geometry) -> Iterator[Any]:
-    """Yield what can differ between geometries, each as a value that can be looked up."""
-    for name in _names(Geometry):
-        value = getattr(geometry, name)
-        yield tuple(sorted(value.items())) if isinstance(value, Mapping) else value
+_geometries: dict[int, tuple[Geometry, str]] = {}
+"""Geometries and their digests, by ``id``: alike checkpoints share them."""
 
 
-# Few geometries occur in a run, each in many layers. Other types than they have are others: True is no 1 here.
-@lru_cache(maxsize=1024, typed=True)
-def _geometry_digest(*values: Any) -> str:
-    return digest(values)
+def _geometry_digest(geometry: Geometry) -> str:
+    known = _geometries.get(id(geometry))
+    if known is not None:
+        return known[1]
+    if len(_geometries) >= _GEOMETRIES:
+        _geometries.clear()
+    # It is held, so that no other one has its id meanwhile.
+    _, found = _geometries[id(geometry)] = geometry, digest(geometry)
+    return found
 
 
 @lru_cache(maxsize=64)
