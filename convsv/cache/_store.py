@@ -371,17 +371,16 @@ def _body(key: str, content: bytes) -> bytes:
     Raises:
         ValueError: there is none.
     """
-    wanted, found, at = key.encode("ascii"), None, 0
-    while at + _HEAD.size <= len(content):
-        magic, name, stated, size = _HEAD.unpack_from(content, at)
-        if magic != _MAGIC:
-            break
-        start, at = at + _HEAD.size, at + _HEAD.size + size
-        if name == wanted:
-            found = stated, content[start:at], size
-    if found is None or len(found[1]) != found[2] or _hash(wanted, found[1]) != found[0]:
+    name = key.encode("ascii")
+    at = content.rfind(_MAGIC + name)
+    start = at + _HEAD.size
+    if at < 0 or start > len(content):
         raise ValueError("no entry")
-    return found[1]
+    _, _, stated, size = _HEAD.unpack_from(content, at)
+    body = content[start : start + size]
+    if len(body) != size or _hash(name, body) != stated:
+        raise ValueError("no entry")
+    return body
 
 
 def _read(path: str, limit: int) -> tuple[bytes, float]:
