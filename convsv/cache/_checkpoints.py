@@ -7,6 +7,7 @@ file is hashed before it is believed. Many files are of one size, few lie at one
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,13 +79,13 @@ class Checkpoints:
     def _key(self, path: str) -> str | None:
         """Return the name of a file's report; None where there is no such file."""
         try:
-            if not Path(path).is_file():
-                return None
-            size = Path(path).stat().st_size
+            status = Path(path).stat()
         except (OSError, ValueError):
             return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
         # The path as it was named stands in reports and in what they say, so it counts too.
-        return digest({"scope": self._scope, "path": path, "place": os.path.realpath(path), "size": size})
+        return digest([self._scope, path, os.path.realpath(path), status.st_size])
 
 
 def _is_whole(report: CheckpointReport) -> bool:
