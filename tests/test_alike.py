@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +151,33 @@ def test_nothing_keeps_a_file_open(tmp_path):
         found(saved(tmp_path / f"{seed}.pt", seed))
     gc.collect()
     assert held() == []
+
+
+def test_of_an_archive_alike_only_what_is_asked_for_is_made(tmp_path, monkeypatch):
+    bound, bind = [], _torch_alike._bound
+    monkeypatch.setattr(_torch_alike, "_bound", lambda *some: bound.append(some[-1]) or bind(*some))
+    first, second = (open_checkpoint(saved(tmp_path / f"{seed}.pt", seed)) for seed in range(2))
+    assert [layer.name for layer in discover(first).layers] == ["a", "b"]
+    assert first.likeness is second.likeness is not None
+    layers = discover(second).layers
+    assert bound == [0, 2]  # the biases and the matrix are nobody's business
+    assert layers[1].read().tobytes() == torch.load(tmp_path / "1.pt")["state_dict"]["b.weight"].numpy().tobytes()
+    assert second.tensors[2] is second.tensors[-2] is second.tensors[1:][1]
+    with pytest.raises(IndexError):
+        second.tensors[4]
+
+
+def test_the_next_archive_is_read_in_its_own_byte_order(tmp_path):
+    # Names of one length, and entries of one size: the archives differ in data alone.
+    torch.save({"a.weight": torch.ones(2, 2, 3, 3), "s": torch.zeros(1)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    little = zlib.crc32(b"little").to_bytes(4, "little")
+    assert data.count(little) >= 2
+    damaged = tmp_path / "y.pt"
+    damaged.write_bytes(data.replace(b"little", b"middle").replace(little, zlib.crc32(b"middle").to_bytes(4, "little")))
+    open_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(CorruptCheckpointError, match="byte order"):
+        open_checkpoint(damaged)
 
 
 def test_arrays_in_a_pickle_come_along(tmp_path):

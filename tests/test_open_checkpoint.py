@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -164,6 +165,23 @@ def test_reading_beyond_the_end_is_an_error(tmp_path: Path) -> None:
     for offset, count in [(0, 6), (5, 1), (-1, 2), (0, -1), (1 << 70, 1)]:
         with pytest.raises(CorruptCheckpointError):
             file.read(offset, count)
+
+
+def test_of_small_files_the_last_one_is_at_hand(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 9)
+    first, second = (RegularFile(tmp_path / name) for name in "ab")
+    assert first.at_hand() == b"a" * 9
+    (tmp_path / "a").write_bytes(b"x" * 9)  # what was read is what is read
+    assert first.read(2, 3) == b"aaa"
+    assert first.sha256() == hashlib.sha256(b"a" * 9).hexdigest()
+    for offset, count in [(0, 10), (-1, 2), (0, -1)]:
+        with pytest.raises(CorruptCheckpointError):
+            first.read(offset, count)
+    assert second.at_hand() == b"b" * 9
+    assert first.read(2, 3) == b"xxx"
+    os.truncate(tmp_path / "b", 5 << 20)
+    assert RegularFile(tmp_path / "b").at_hand() is None
 
 
 def test_a_descriptor_is_closed_with_its_checkpoint(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from convsv.checkpoints import _zip
-from convsv.checkpoints._file import RegularFile
+from convsv.checkpoints._file import AnonymousFile, RegularFile
 from convsv.checkpoints._zip import StoredZip
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError
 
@@ -339,9 +339,10 @@ def test_sizes_of_64_bits_are_read_from_the_extra_field(opened):
 def outcome(data, *, alone=False):
     """Return what the index of an archive is, or why there is none."""
     try:
-        whole = _zip._Whole(data)
-        whole.is_local = not alone
-        return _zip._index(whole, True)
+        if alone:
+            return _zip._checked_index(_zip._Whole(data), True)
+        found = _zip._index(AnonymousFile("archive", data), True)
+        return found.directory, dict(found.entries), found.compressed
     except CheckpointError as error:
         return type(error), str(error)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from numpy.typing import NDArray
 
@@ -130,15 +131,18 @@ class Checkpoint:
         problems: what was dropped or refused while indexing, one line each.
         files: every file it consists of, for hashing.
         network: reads the graph of all operations, where the file holds one; may raise ``CheckpointError``.
+        likeness: the same object for checkpoints that differ in the values of tensors alone; None where that is not
+            known.
     """
 
     path: str
     format: str
-    tensors: tuple[StoredTensor, ...]
+    tensors: Sequence[StoredTensor]
     modules: tuple[ModuleFacts, ...] = ()
     problems: tuple[str, ...] = ()
     files: tuple[RegularFile, ...] = ()
     network: Callable[[], Network] | None = field(default=None, repr=False, compare=False)
+    likeness: object = field(default=None, repr=False, compare=False)
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file; of several files, that of the lines ``hash  name`` sorted by name."""
@@ -191,6 +195,8 @@ FORMATS: Registry[Format] = Registry("format", "convsv.checkpoints")
 
 _LONGEST_NAME, _LONGEST_NAMES = 1 << 13, 1 << 24
 """Characters in one name and in all: the rules that look for layers take half a second for a million."""
+_CHECKED: WeakSet[object] = WeakSet()
+"""Likenesses of checkpoints whose names are known to be short enough."""
 _NOT_HASHED = "not hashed, because it is not read whole; what the server calls this version: "
 INDEX_SUFFIX = ".index.json"
 """How the index of a sharded checkpoint is recognised among the files of a folder, before its content is asked."""
@@ -219,7 +225,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             what, advice = describe_content(file)
             raise UnknownFormatError("is not a checkpoint convsv can read", found=what, advice=advice)
         opened = reader.open(file)
-        _check_names(opened.tensors)
+        if opened.likeness is None or opened.likeness not in _CHECKED:
+            _check_names(opened.tensors)
+            if opened.likeness is not None:
+                _CHECKED.add(opened.likeness)
         problems = opened.problems if file.is_local else (*opened.problems, _NOT_HASHED + file.version)
         return replace(opened, path=str(path), problems=tuple(map(escaped, problems)))
 

@@ -14,6 +14,14 @@ from convsv.errors import CheckpointError, CorruptCheckpointError, UsageError, e
 __all__ = ["AnonymousFile", "RegularFile"]
 
 _HASH_CHUNK = 1 << 22
+_SMALL = 1 << 22
+"""Bytes of a file that is read in one go: less than what many reads of its parts would cost."""
+
+
+class _LastSmall:
+    """Which file is at hand: one of all."""
+
+    file: weakref.ref[RegularFile] | None = None
 
 
 class RegularFile:
@@ -60,6 +68,7 @@ class RegularFile:
     """What tells the state that is read from later ones: when it was modified, or what a server elsewhere calls it."""
     known_sha256: str | None = None
     """Hash of its content, where it was asked for already."""
+    _content: bytes | None = None
 
     @property
     def reach(self) -> int:
@@ -100,6 +109,9 @@ class RegularFile:
                 path=str(self.path),
                 found=f"{count} bytes wanted at {offset} of {self.size}",
             )
+        content = self._content
+        if content is not None:
+            return content[offset : offset + count]
         part = self._part(offset, count)
         if len(part) == count:
             return part
@@ -112,6 +124,22 @@ class RegularFile:
             position += len(part)
         return b"".join(parts)
 
+    def at_hand(self) -> bytes | None:
+        """Return the whole content of a small file of this machine, None of another.
+
+        It stays in memory, and is what is read from then on, until another file's does.
+
+        Raises:
+            CheckpointError: it cannot be read, or shrank.
+        """
+        if self._content is None and self.is_local and self.size <= _SMALL:
+            content = self.read(0, self.size)
+            last = _LastSmall.file and _LastSmall.file()
+            if last:
+                last._content = None
+            self._content, _LastSmall.file = content, weakref.ref(self)
+        return self._content
+
     def _part(self, position: int, count: int) -> bytes:
         try:
             return os.pread(self._fd, min(count, 1 << 30), position)
@@ -121,6 +149,7 @@ class RegularFile:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the whole content, in hexadecimal."""
+        self.at_hand()
         digest = hashlib.sha256()
         for offset in range(0, self.size, _HASH_CHUNK):
             digest.update(self.read(offset, min(_HASH_CHUNK, self.size - offset)))

@@ -6,19 +6,21 @@ What a pickle says about shapes and dtypes is checked once; that the file holds 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from convsv.checkpoints import StoredTensor
+from convsv.checkpoints import ModuleFacts, StoredTensor
 from convsv.checkpoints._pickle import Pickle
 from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import Storage, StridedView, read_view
 from convsv.checkpoints._torch_objects import ObjectIndex, index_objects
 from convsv.checkpoints._torch_tensors import FindStorage, StorageId
-from convsv.checkpoints.alike import changed
+from convsv.checkpoints._zip_alike import Skeleton
+from convsv.checkpoints.alike import Lazily, changed
 
-__all__ = ["indexed_alike"]
+__all__ = ["Indexed", "indexed_alike"]
 
 
 class _Part(NamedTuple):
@@ -29,23 +31,36 @@ class _Part(NamedTuple):
     view: StridedView | None
 
 
-class _Known(NamedTuple):
-    """The index of a pickle, told by the object that it built. No file stays open for it."""
+class Indexed(NamedTuple):
+    """What is in a file; as in :class:`convsv.checkpoints.Checkpoint`."""
+
+    tensors: Sequence[StoredTensor]
+    modules: Sequence[ModuleFacts]
+    problems: Sequence[str]
+    likeness: object = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The index of a pickle, told by the object that it built, and of the archive. No file stays open for it."""
 
     value: object
+    skeleton: Skeleton | None
     parts: list[_Part]
-    found: ObjectIndex
+    modules: list[ModuleFacts]
+    problems: list[str]
 
 
 _LAST: deque[_Known] = deque(maxlen=1)
 
 
-def indexed_alike(pickle: Pickle, find: FindStorage) -> ObjectIndex:
+def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None) -> Indexed:
     """Return the index of a pickle: that of :func:`index_objects`, at once if it is the last one again.
 
     Args:
         pickle: what the interpreter returned.
         find: finds a storage in this file.
+        skeleton: that of the archive it lies in: the same archive but for its data has all that was found before.
 
     Raises:
         CorruptCheckpointError: a tensor names a storage that the file lacks.
@@ -53,10 +68,12 @@ def indexed_alike(pickle: Pickle, find: FindStorage) -> ObjectIndex:
     """
     for known in tuple(_LAST):
         if known.value is pickle.value:
-            tensors = [_bound(part, find) for part in known.parts]
-            return ObjectIndex(tensors, list(known.found.modules), list(known.found.problems))
+            tensors = Lazily(len(known.parts), partial(_bound, known.parts, find))
+            if skeleton is None or skeleton is not known.skeleton:
+                list(tensors)  # each storage has to be there
+            return Indexed(tensors, known.modules, known.problems, known)
     if not pickle.is_shared:
-        return index_objects(pickle.value, find)
+        return _plainly(index_objects(pickle.value, find))
     wanted: dict[int, tuple[Storage, StorageId]] = {}
 
     def remembered(storage_id: StorageId) -> Storage:
@@ -75,17 +92,22 @@ def indexed_alike(pickle: Pickle, find: FindStorage) -> ObjectIndex:
         elif record.storage.file is None and tensor.place is None and record.storage.key == _IN_PICKLE:
             parts.append(_Part(tensor, None, None))
         else:
-            return index  # a part of a storage, as files before PyTorch 0.4 name them
-    _LAST.append(_Known(pickle.value, parts, ObjectIndex([], index.modules, index.problems)))
-    return index
+            return _plainly(index)  # a part of a storage, as files before PyTorch 0.4 name them
+    made = _Known(pickle.value, skeleton, parts, index.modules, index.problems)
+    _LAST.append(made)
+    return Indexed(index.tensors, index.modules, index.problems, made)
+
+
+def _plainly(index: ObjectIndex) -> Indexed:
+    return Indexed(index.tensors, index.modules, index.problems)
 
 
 _IN_PICKLE = "array"
 
 
-def _bound(part: _Part, find: FindStorage) -> StoredTensor:
+def _bound(parts: Sequence[_Part], find: FindStorage, number: int) -> StoredTensor:
     """Return a tensor of this file."""
-    tensor, wanted, view = part
+    tensor, wanted, view = parts[number]
     if wanted is None or view is None:
         return tensor
     storage = find(wanted)

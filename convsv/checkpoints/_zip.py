@@ -38,8 +38,6 @@ READ_LIMIT = 1 << 28
 _ENCRYPTED, _DESCRIPTOR, _STRONG_ENCRYPTED, _UTF8, _MASKED = 1 << 0, 1 << 3, 1 << 6, 1 << 11, 1 << 13
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _CHUNK = 1 << 22
-_SMALL = 1 << 22
-"""Bytes of an archive that is read in one go for its index."""
 _USUAL_EXTRA = 96
 """Bytes: more than PyTorch adds to a local header to align the data."""
 _END = struct.Struct("<4s4H2LH")
@@ -80,6 +78,9 @@ class StoredZip:
         file: the file.
         entries: all entries by name, in the order of the directory.
         directory: where the directory stands.
+        skeleton: the same object for small archives alike, which differ in checksums, the name of the folder and the
+            data of entries; None where it is not known.
+        compressed: name of the first deflated entry, if any.
         has_checksums: false when every CRC of the archive is 0 (a legal option of PyTorch): none is checked then.
 
     Raises:
@@ -90,10 +91,9 @@ class StoredZip:
     def __init__(self, file: RegularFile, allow_deflate: bool = False) -> None:
         self.file = file
         known = _INDICES.get(file)
-        if known is None or known[0] != allow_deflate:
-            known = _INDICES[file] = allow_deflate, *_index(file, allow_deflate)
-        self.directory: Directory = known[1]
-        self.entries: Mapping[str, ZipEntry] = known[2]
+        if known is None or known.allow_deflate != allow_deflate:
+            known = _INDICES[file] = _index(file, allow_deflate)
+        self.directory, self.entries, self.compressed, self.skeleton = known[1:]
         self.has_checksums = any(entry.crc for entry in self.entries.values())
         self._crcs: dict[str, int] = {}
 
@@ -178,8 +178,19 @@ class StoredZip:
 
 # ------------------------------------------------------------------------------------------------------- directory
 
-_INDICES: WeakKeyDictionary[RegularFile, tuple[bool, Directory, Mapping[str, ZipEntry]]] = WeakKeyDictionary()
-"""The index of each open file, with whether deflated entries were allowed: several readers ask what is in it."""
+
+class _Index(NamedTuple):
+    """What is in an archive."""
+
+    allow_deflate: bool
+    directory: Directory
+    entries: Mapping[str, ZipEntry]
+    compressed: str | None
+    skeleton: Skeleton | None = None
+
+
+_INDICES: WeakKeyDictionary[RegularFile, _Index] = WeakKeyDictionary()
+"""The index of each open file: several readers ask what is in it."""
 
 
 _LAST: deque[tuple[bool, Directory, Skeleton]] = deque(maxlen=1)
@@ -209,22 +220,22 @@ class _Whole:
         return self.content[offset : offset + count]
 
 
-def _index(file: RegularFile, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
-    if file.size > _SMALL or not file.is_local:
-        return _checked_index(file, allow_deflate)
-    whole = _Whole(file.read(0, file.size))
+def _index(file: RegularFile, allow_deflate: bool) -> _Index:
+    content = file.at_hand()
+    if content is None:
+        return _Index(allow_deflate, *_checked_index(file, allow_deflate))
     for allowed, directory, skeleton in tuple(_LAST):
-        alike = skeleton.index(whole.content) if (allowed, skeleton.size) == (allow_deflate, whole.size) else None
-        if alike:
-            return directory, alike
-    directory, entries = _checked_index(whole, allow_deflate)
-    made = Skeleton.of(whole.content, directory, entries)
+        alike = skeleton.index(content) if (allowed, skeleton.size) == (allow_deflate, file.size) else None
+        if alike is not None:
+            return _Index(allow_deflate, directory, alike, next(alike.compressed(), None), skeleton)
+    directory, entries, compressed = _checked_index(_Whole(content), allow_deflate)
+    made = Skeleton.of(content, directory, entries)
     if made:
         _LAST.append((allow_deflate, directory, made))
-    return directory, entries
+    return _Index(allow_deflate, directory, entries, compressed, made)
 
 
-def _checked_index(file: _Readable, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry]]:
+def _checked_index(file: _Readable, allow_deflate: bool) -> tuple[Directory, dict[str, ZipEntry], str | None]:
     directory = _find_directory(file)
     entries: dict[str, ZipEntry] = {}
     records = _parse_directory(file, directory)
@@ -237,7 +248,7 @@ def _checked_index(file: _Readable, allow_deflate: bool) -> tuple[Directory, dic
         following = bisect_right(starts, record.header_offset)
         entries[name] = _locate(file, name, record, starts[following] if following < len(starts) else directory.start)
     _check_extents(entries, directory.start)
-    return directory, entries
+    return directory, entries, next((entry.name for entry in entries.values() if entry.method != STORED), None)
 
 
 def _find_directory(file: _Readable) -> Directory:

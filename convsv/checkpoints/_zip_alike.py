@@ -7,14 +7,14 @@ with that of the last archive, whose index was made with all checks: where they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Directory", "Skeleton", "ZipEntry"]
+__all__ = ["Alike", "Directory", "Skeleton", "ZipEntry"]
 
 _NAME = 30
 """Bytes from the beginning of a local header, and from the checksum in the directory, to the name."""
@@ -84,7 +84,8 @@ class Skeleton:
         sums: positions of the checksums in the directory, a row an entry.
         owners: positions of checksums in the directory, a row for each other copy ...
         copies: ... and those of the copies.
-        rests: of each entry, its name after that of the folder, and the fields behind the checksum.
+        rests: of each entry, by its name after that of the folder: its number, its method, and the fields behind the
+            checksum.
     """
 
     size: int
@@ -94,7 +95,7 @@ class Skeleton:
     sums: _Positions
     owners: _Positions
     copies: _Positions
-    rests: tuple[tuple[str, int, tuple[Any, ...]], ...]
+    rests: Mapping[str, tuple[int, int, tuple[Any, ...]]]
 
     @staticmethod
     def of(content: bytes, directory: Directory, entries: Mapping[str, ZipEntry]) -> Skeleton | None:
@@ -128,10 +129,10 @@ class Skeleton:
         for changing in (roots, sums, copies):
             fixed[changing] = False
         positions = np.flatnonzero(fixed)
-        rests = tuple((entry.name[len(root) :], entry.method, entry[3:]) for entry in listed)
+        rests = {entry.name[len(root) :]: (number, entry.method, entry[3:]) for number, entry in enumerate(listed)}
         return Skeleton(len(content), positions, bytes_here[positions], roots, sums, owners, copies, rests)
 
-    def index(self, content: bytes) -> dict[str, ZipEntry] | None:
+    def index(self, content: bytes) -> Alike | None:
         """Return the index of another archive; None where it is not alike.
 
         Args:
@@ -147,12 +148,36 @@ class Skeleton:
         root = roots[0].tobytes()
         if not is_alike or not root.isascii():
             return None
-        folder = root.decode("ascii")
-        sums = here[self.sums].view("<u4").ravel().tolist()
-        made = (
-            ZipEntry(folder + name, how, crc, *more) for (name, how, more), crc in zip(self.rests, sums, strict=True)
-        )
-        return {entry.name: entry for entry in made}
+        return Alike(root.decode("ascii"), self.rests, here[self.sums].view("<u4").ravel().tolist())
+
+
+class Alike(Mapping[str, ZipEntry]):
+    """The entries of an archive alike, each made when it is asked for.
+
+    Args:
+        folder: that all names begin with.
+        rests: as in :class:`Skeleton`.
+        sums: checksums in the order of the directory.
+    """
+
+    def __init__(self, folder: str, rests: Mapping[str, tuple[int, int, tuple[Any, ...]]], sums: list[int]) -> None:
+        self._folder, self._rests, self._sums = folder, rests, sums
+
+    def __getitem__(self, name: str) -> ZipEntry:
+        if not name.startswith(self._folder):
+            raise KeyError(name)
+        number, method, more = self._rests[name[len(self._folder) :]]
+        return ZipEntry(name, method, self._sums[number], *more)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._folder + rest for rest in self._rests)
+
+    def __len__(self) -> int:
+        return len(self._rests)
+
+    def compressed(self) -> Iterator[str]:
+        """Yield the names of deflated entries."""
+        return (self._folder + rest for rest, (_, method, _) in self._rests.items() if method)
 
 
 def _is_told_twice(entry: ZipEntry, content: bytes) -> bool:

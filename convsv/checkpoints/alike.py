@@ -6,9 +6,9 @@ all of these are equal, only what reads the tensors is exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 from convsv.checkpoints import Checkpoint
 from convsv.checkpoints._writeback import Plain
@@ -16,7 +16,7 @@ from convsv.checkpoints.recipe import Recipe
 from convsv.checkpoints.sources import GeometryOptions
 from convsv.layer import ConvLayer
 
-__all__ = ["Pattern", "changed", "facts_of"]
+__all__ = ["Lazily", "Pattern", "changed", "facts_of"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,34 @@ def changed(value: T, **fields: Any) -> T:
     made = object.__new__(type(value))
     vars(made).update(vars(value), **fields)
     return made
+
+
+class Lazily(Sequence[T]):
+    """Items that are made when they are asked for, each once.
+
+    Args:
+        count: how many there are.
+        make: makes the one of a number.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._made: list[T | None] = [None] * count
+        self._make = make
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        made = self._made[index]
+        if made is None:
+            made = self._made[index] = self._make(index % len(self))
+        return made
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 def facts_of(
@@ -43,6 +71,9 @@ def facts_of(
     """
     if geometry.fold or geometry.trace:
         return None
+    stated = (geometry, tuple(include), tuple(exclude))
+    if checkpoint.likeness is not None:
+        return (checkpoint.format, stated, checkpoint.likeness, checkpoint.modules, checkpoint.problems)
     # Which bytes tensors share does not matter, but which tensors do: each is told by the first of its ties.
     first: dict[object, int] = {}
     ties = [
@@ -52,7 +83,6 @@ def facts_of(
     tensors = [
         (t.key, t.shape, t.dtype, t.container, tie, t.problem) for t, tie in zip(checkpoint.tensors, ties, strict=True)
     ]
-    stated = (geometry, tuple(include), tuple(exclude))
     return (checkpoint.format, stated, tensors, checkpoint.modules, checkpoint.problems)
 
 

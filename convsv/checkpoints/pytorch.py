@@ -22,16 +22,16 @@ from convsv.checkpoints._content import printable
 from convsv.checkpoints._pickle import MAX_PICKLE_BYTES, Pickle, interpret
 from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import Storage
-from convsv.checkpoints._torch_alike import indexed_alike
-from convsv.checkpoints._torch_export import Exported, export_prefix, read_export
+from convsv.checkpoints._torch_alike import Indexed, indexed_alike
+from convsv.checkpoints._torch_export import export_prefix, read_export
 from convsv.checkpoints._torch_frozen import add_constants
-from convsv.checkpoints._torch_objects import ObjectIndex, index_objects
+from convsv.checkpoints._torch_objects import index_objects
 from convsv.checkpoints._torch_patch import refuse_hidden_views
 from convsv.checkpoints._torch_script import ScriptCode
 from convsv.checkpoints._torch_tensors import FindStorage, StorageId, parse_storage_id
 from convsv.checkpoints._zip import LOCAL_MAGIC, STORED, StoredZip
 from convsv.checkpoints._zip_patch import renew_checksums
-from convsv.checkpoints.alike import changed
+from convsv.checkpoints.alike import Lazily, changed
 from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
@@ -74,10 +74,22 @@ class PyTorch:
             CheckpointError: a format that is not read: torch.package, early torch.export, the tar of 2016.
         """
         with error_context(path=str(file.path)):
-            found = _exported(file) or _pickled(file)
+            found = _indexed(file)
         path = str(file.path)
-        tensors = tuple(changed(tensor, read=partial(_read, tensor, path)) for tensor in found.tensors)
-        return Checkpoint(path, self.name, tensors, tuple(found.modules), tuple(found.problems), (file,))
+
+        def told(number: int) -> StoredTensor:
+            tensor = found.tensors[number]
+            return changed(tensor, read=partial(_read, tensor, path))
+
+        return Checkpoint(
+            path,
+            self.name,
+            Lazily(len(found.tensors), told),
+            tuple(found.modules),
+            tuple(found.problems),
+            (file,),
+            likeness=found.likeness,
+        )
 
     def patch(self, source: Checkpoint, edits: Sequence[Edit], copy: Path) -> Sequence[Place]:
         """Put values into a copy of the file, storage by storage; the pickle is not touched.
@@ -105,12 +117,13 @@ class PyTorch:
         return renew_checksums(contents.archive, edits, copy) if contents.archive else ()
 
 
-def _exported(file: RegularFile) -> Exported | None:
+def _indexed(file: RegularFile) -> Indexed:
     found = _export_archive(file)
     if found is None:
-        return None
+        return _pickled(file)
     archive, prefix = found
-    return read_export(archive, prefix, big_endian=_is_big_endian(archive, f"{prefix}byteorder"))
+    export = read_export(archive, prefix, big_endian=_is_big_endian(archive, f"{prefix}byteorder"))
+    return Indexed(export.tensors, export.modules, export.problems)
 
 
 def _export_archive(file: RegularFile) -> tuple[StoredZip, str] | None:
@@ -121,16 +134,16 @@ def _export_archive(file: RegularFile) -> tuple[StoredZip, str] | None:
     return None if prefix is None else (archive, prefix)
 
 
-def _pickled(file: RegularFile) -> ObjectIndex:
+def _pickled(file: RegularFile) -> Indexed:
     contents = _contents(file)
     code = contents.code
     if code is None:
-        return indexed_alike(contents.pickle, contents.find)
+        skeleton = contents.archive.skeleton if contents.archive else None
+        return indexed_alike(contents.pickle, contents.find, skeleton)
     found = index_objects(contents.pickle.value, contents.find, code.constants)
     if contents.frozen:
         add_constants(found, contents.frozen[0], contents.frozen[1], code)
-    found.problems.extend(contents.problems)
-    return found
+    return Indexed(found.tensors, found.modules, [*found.problems, *contents.problems])
 
 
 @dataclass(frozen=True)
@@ -213,7 +226,7 @@ def _open_zip(file: RegularFile) -> _Contents:
     prefix = _archive_prefix(archive)
     entry = archive.entries[f"{prefix}data.pkl"]
     is_script = f"{prefix}constants.pkl" in archive.entries
-    compressed = next((name for name, e in archive.entries.items() if e.method != STORED), None)
+    compressed = archive.compressed
     if compressed and not is_script:
         raise UnsafeCheckpointError(
             f"entry {compressed[:80]!r} of the zip archive is compressed, which torch.save never does", advice=_RESAVE
