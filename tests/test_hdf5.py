@@ -424,6 +424,10 @@ BAD_CHILDREN = {
     "complains of nothing": ("send(b'X', b'{}')", "libhdf5 cannot read it"),
     "complains in a list": ("send(b'X', b'[]')", "libhdf5 cannot read it"),
     "complains in lists of lists": ("send(b'X', b'[' * 60000)", "libhdf5 cannot read it"),
+    "complains of a disk that it does not write to": (
+        "send(b'X', json.dumps({'kind': 'output', 'what': 'No space left'}).encode())",
+        "No space left",
+    ),
     "complains with control characters": (
         r"send(b'X', json.dumps({'kind': 'unsafe', 'what': 'a\x1b\nb'}).encode())",
         ".",

@@ -44,6 +44,7 @@ class Child(ABC):
         library: the library it runs, as messages call it.
         module: the Python module that it needs for that.
         purpose: what it does with the file.
+        writes: whether it is given a file to write to, which may fail.
         environment: what the library wants to be told.
 
     Args:
@@ -54,6 +55,7 @@ class Child(ABC):
     library: str
     module: str
     purpose = "read"
+    writes = False
     environment: Mapping[str, str] = {}
 
     def __init__(self, seconds: float, seconds_a_request: float) -> None:
@@ -188,7 +190,7 @@ class Child(ABC):
             raise CorruptCheckpointError(f"{self.library} cannot {self.purpose} it") from None
         if kind == "missing":
             raise CheckpointError(f"{self.module} cannot be imported", found=what, advice=f"install {self.module}")
-        if kind == "output":
+        if kind == "output" and self.writes:
             raise OSError(what)
         if kind == "refused":
             raise CheckpointError(what, tensor=where or None, found=found or None)

@@ -107,6 +107,7 @@ class _Editor(Worker):
     """The child of one edit."""
 
     purpose = "edit"
+    writes = True
 
     def __init__(self, hdf5: Hdf5File, descriptor: int, start: int, changes: Sequence[Change]) -> None:
         super().__init__(hdf5.file, hdf5.start, _PASSES * hdf5.size + _AN_OBJECT * len(hdf5.datasets))
