@@ -837,6 +837,11 @@ def test_a_missing_file_of_weights_is_named_with_what_to_do(tmp_path: Path) -> N
     refused(tmp_path, convolved({"w": tensor}), CorruptCheckpointError, "missing.*w.bin.*fetch")
 
 
+def test_no_file_has_a_name_of_five_thousand_characters(tmp_path: Path) -> None:
+    tensor = beside(TensorProto(name="w", data_type=1, dims=KERNEL.shape), location="w" * 5000)
+    refused(tmp_path, convolved({"w": tensor}), CorruptCheckpointError, "^.{0,500}missing.{0,500}$")
+
+
 def test_a_model_cut_anywhere_is_refused_or_unknown(tmp_path: Path) -> None:
     whole = written(tmp_path, normalised()).read_bytes()
     path = tmp_path / "cut.onnx"

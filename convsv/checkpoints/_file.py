@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -52,6 +53,8 @@ class RegularFile:
             except ValueError:
                 raise UsageError("is not a file name", found="a NUL byte in it") from None
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise UsageError("no such file", found="a name that is too long") from None
                 raise CheckpointError("cannot be opened", found=error.strerror or str(error)) from None
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):

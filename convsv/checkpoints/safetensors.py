@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ __all__ = ["Safetensors"]
 MAX_HEADER = 100_000_000
 MAX_OBJECTS = 3_000_000
 MAX_COMMAS = 16_000_000
+_LONGEST_FILE_NAME = 255
+"""Bytes: no file system has longer ones, and no message should."""
 MAX_SHARDS = 512
 MAX_RANK = 64
 _MAX_DIGITS = 20
@@ -344,9 +347,9 @@ def _check_plain(name: str) -> None:
 
 def _open_shard(index: RegularFile, name: str) -> RegularFile:
     # The one place where a name found in a file is opened: a plain name, in the folder of the index.
-    try:
-        return index.sibling(name)
-    except UsageError:
-        raise CorruptCheckpointError(
-            "a shard is missing", found=printable(name), advice="fetch every file that the index names"
-        ) from None
+    with suppress(UsageError):
+        if len(name.encode()) <= _LONGEST_FILE_NAME:
+            return index.sibling(name)
+    raise CorruptCheckpointError(
+        "a shard is missing", found=printable(name), advice="fetch every file that the index names"
+    )
