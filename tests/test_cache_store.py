@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsv.cache import Folder, Memory
+from convsv.cache import Folder, Memory, _store
 
 LIMIT = 64 << 20
 
@@ -92,6 +92,28 @@ def test_entries_share_a_file_and_each_is_sound_by_itself(folder: Folder) -> Non
     assert [number for number in range(9) if folder.get(key(number)) is None] == [3]
     path.write_bytes(content[: len(content) // 2])
     assert [number for number in range(9) if folder.get(key(number)) is None] == [3, 4, 5, 6, 7, 8]
+
+
+def test_an_entry_within_the_content_of_another_is_none(folder: Folder) -> None:
+    # Names in a hostile checkpoint are content, and the names of results can be computed by anybody.
+    folder.put(key(0), b"true")
+    folder.put(key(1), b"text " + _store._entry(key(0), b"forged") + b" more")
+    assert file_of(folder, 0).stat().st_ino == file_of(folder, 1).stat().st_ino
+    assert folder.get(key(0)) == b"true"
+
+
+def test_a_file_of_entries_is_read_once_in_a_row_and_anew_when_it_has_changed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.put(key(0), b"a")
+    folder.put(key(1), b"b")
+    read, reads = _store._whole, []
+    monkeypatch.setattr(_store, "_whole", lambda *some: reads.append(some) or read(*some))
+    assert [folder.get(key(number)) for number in range(3)] == [b"a", b"b", None]
+    assert len(reads) == 1
+    folder.put(key(2), b"c")
+    assert [folder.get(key(number)) for number in range(3)] == [b"a", b"b", b"c"]
+    assert len(reads) == 2
 
 
 def test_a_file_is_not_added_to_once_it_is_large_or_somebody_else_had_a_hand_in_it(folder: Folder) -> None:

@@ -21,7 +21,7 @@ import stat
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,33 @@ class _Begun:
     size: int
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A file that was read.
+
+    Attributes:
+        state: which file it is, and in which state.
+        content: its bytes.
+        entries: hash as stated, first byte and length of each entry's content, by name.
+    """
+
+    state: tuple[int, ...]
+    content: bytes
+    entries: Mapping[bytes, tuple[bytes, int, int]]
+
+    @staticmethod
+    def of(state: tuple[int, ...], content: bytes) -> _Read:
+        """Walk from one entry to the next: what resembles one within another's content is none."""
+        entries, at = {}, 0
+        while at + _HEAD.size <= len(content):
+            magic, name, stated, size = _HEAD.unpack_from(content, at)
+            if magic != _MAGIC:
+                break
+            entries[name] = stated, at + _HEAD.size, size
+            at += _HEAD.size + size
+        return _Read(state, content, entries)
+
+
 class Folder:
     """Entries in a folder of the disk.
 
@@ -111,6 +138,7 @@ class Folder:
         self.trouble: str | None = None
         self._ledger: int | None = None
         self._begun: _Begun | None = None
+        self._latest: _Read | None = None
         self._enough = max(_BLOCK, min(_FILE, limit // 256))
         if limit <= 0:
             self.trouble = "its size is set to 0"
@@ -123,8 +151,8 @@ class Folder:
             return None
         path = self._place(key)
         try:
-            content, used = _read(path, max(self.limit // _SHARE + _HEAD.size, self._enough))
-            body = _body(key, content)
+            file, used = self._read(path)
+            body = _body(key, file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
@@ -134,6 +162,29 @@ class Folder:
             with suppress(OSError):
                 os.utime(path)
         return body
+
+    def _read(self, path: str) -> tuple[_Read, float]:
+        """Return what is in a regular file, read anew unless it is the last one again, and the time of its last use.
+
+        Raises:
+            OSError: it cannot be read; links are not followed.
+            ValueError: it is no regular file, or a large one.
+        """
+        descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > max(
+                self.limit // _SHARE + _HEAD.size, self._enough
+            ):
+                raise ValueError("no entry")
+            state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+            file = self._latest
+            if file is None or file.state != state:
+                file = _Read.of(state, _whole(descriptor, status.st_size))
+                self._latest = file if status.st_size <= _FILE else None
+            return file, status.st_mtime
+        finally:
+            os.close(descriptor)
 
     def put(self, key: str, body: bytes) -> None:
         """Keep an entry; nothing is done for one that is too large."""
@@ -365,39 +416,18 @@ def _hash(name: bytes, body: bytes) -> bytes:
     return whole.digest()
 
 
-def _body(key: str, content: bytes) -> bytes:
+def _body(key: str, file: _Read) -> bytes:
     """Return what a file holds under a name: its last entry of that name, if it is sound.
 
     Raises:
         ValueError: there is none.
     """
     name = key.encode("ascii")
-    at = content.rfind(_MAGIC + name)
-    start = at + _HEAD.size
-    if at < 0 or start > len(content):
-        raise ValueError("no entry")
-    _, _, stated, size = _HEAD.unpack_from(content, at)
-    body = content[start : start + size]
+    stated, start, size = file.entries.get(name, (b"", 0, 0))
+    body = file.content[start : start + size]
     if len(body) != size or _hash(name, body) != stated:
         raise ValueError("no entry")
     return body
-
-
-def _read(path: str, limit: int) -> tuple[bytes, float]:
-    """Return the content of a regular file and the time of its last use.
-
-    Raises:
-        OSError: it cannot be read; links are not followed.
-        ValueError: it is no regular file, or a large one.
-    """
-    descriptor = os.open(path, os.O_RDONLY | _CAREFULLY)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            raise ValueError("no entry")
-        return _whole(descriptor, status.st_size), status.st_mtime
-    finally:
-        os.close(descriptor)
 
 
 def _whole(descriptor: int, size: int) -> bytes:
