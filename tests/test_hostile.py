@@ -135,6 +135,16 @@ def keras_bomb(path: Path) -> Path:
     return path
 
 
+def keras(path: Path, fill: Callable[[h5py.File], object] = lambda _: None) -> Path:
+    """Write an archive as Keras does."""
+    weights = hdf5(path.with_suffix(".h5"), fill)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", b"{}")
+        archive.write(weights, "model.weights.h5")
+    weights.unlink()
+    return path
+
+
 def twice(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("a/data.pkl", "a/data.pkx", "a/version"):
@@ -168,6 +178,15 @@ def virtual(file: h5py.File, path: Path) -> None:
     layout = h5py.VirtualLayout(shape=FULL_VIEW.shape, dtype="f4")
     layout[...] = h5py.VirtualSource(other_file(path), "x", shape=FULL_VIEW.shape)
     file.create_virtual_dataset("v", layout)
+
+
+def truncated_weights(path: Path) -> Path:
+    """Write a Keras archive that is whole, but for what is in its weights."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", b"{}")
+        archive.writestr("model.weights.h5", hdf5(path.with_suffix(".h5"), lambda _: None).read_bytes()[:1500])
+    path.with_suffix(".h5").unlink()
+    return path
 
 
 def onnx_beside(path: Path, location: str) -> Path:
@@ -242,6 +261,14 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
     "values in a raw file": lambda path: hdf5(
         path, lambda f: f.create_dataset("x", (4, 3, 3, 3), "f4", external=[("/etc/passwd", 0, 432)])
     ),
+    "a Keras archive with a link to another HDF5 file": lambda path: keras(
+        path, lambda f: f.__setitem__("x", h5py.ExternalLink(other_file(path), "x"))
+    ),
+    "a Keras archive with values in a raw file": lambda path: keras(
+        path, lambda f: f.create_dataset("x", (4, 3, 3, 3), "f4", external=[("/etc/passwd", 0, 432)])
+    ),
+    "a Keras archive of which the weights are cut": lambda path: truncated(keras, path),
+    "a Keras archive whose weights are no HDF5": truncated_weights,
     "a truncated HDF5 file": lambda path: truncated(lambda p: hdf5(p, lambda _: None), path),
     "an ONNX model with weights elsewhere": lambda path: onnx_beside(path, "../outside.bin"),
     "an ONNX model with weights anywhere": lambda path: onnx_beside(path, "/etc/passwd"),
@@ -262,6 +289,46 @@ def test_a_hostile_file_is_code_3_and_one_line_and_nothing_else_happens(
     assert f"{path.parent}/" in ended.errors[0]
     assert len(ended.errors[0]) < 1000
     ended.check_quiet(path, path.parent / "fifo.safetensors")
+
+
+BY_VERB: dict[str, tuple[str, ...]] = {
+    "analyze": (),
+    "asymptotic": (),
+    "bounds": (),
+    "check": ("--max-norm", "1"),
+    "circulant": (),
+    "clip": ("--max-norm", "1", "-o", "out.pt"),
+    "compare": (),
+    "exact": (),
+    "layers": (),
+    "lipschitz": (),
+    "plot": ("-o", "out.svg"),
+    "report": ("-o", "out.html"),
+}
+FOR_EVERY_VERB = ("a command in an archive", "entries larger than the file", "a key twice", "a deflate bomb for Keras")
+
+
+@pytest.mark.parametrize("verb", BY_VERB)
+def test_to_every_verb_a_hostile_file_is_code_3_and_one_line(
+    verb: str, convsv: Callable[..., Ended], tmp_path: Path
+) -> None:
+    paths = []
+    for number, case in enumerate(FOR_EVERY_VERB):
+        (tmp_path / f"{number}").mkdir()
+        paths.append(REFUSED[case](tmp_path / f"{number}" / "m.pt"))
+    calls = {"clip": [[path] for path in paths], "compare": [paths[:2], paths[2:]]}.get(verb, [paths])
+    for given in calls:
+        ended = convsv(verb, *given, *BY_VERB[verb], files=len(given))
+        assert ended.code == 3, ended.err
+        assert [error.split(":")[1].strip() for error in ended.errors] == [str(path) for path in given]
+        assert not any(Path(name).suffix == ".pt" for name in ended.written)
+        assert not ended.others
+        assert "stranger" not in ended.imported
+    assert not [path for path in tmp_path.rglob("out*") if path.suffix == ".pt"]
+
+
+def test_every_verb_is_tried_on_hostile_files() -> None:
+    assert sorted(BY_VERB) == VERBS
 
 
 def test_hostile_files_do_not_keep_others_from_being_analysed(convsv: Callable[..., Ended], tmp_path: Path) -> None:
