@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,6 +40,8 @@ _HASHED_BY_LAYERS = 64 << 20
 """``layers`` promises to read headers only: larger files go without a hash there."""
 _HOLES = 8
 _HOLLOW = "consists of holes for the most part: not hashed"
+_UNNOTICED = 0.1
+"""Seconds for which a row may wait for others."""
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
@@ -112,6 +115,7 @@ class Run:
         self._resources = ExitStack()
         self._ahead: Callable[[], int] = lambda: 0
         self._count: int | None = None
+        self._written = 0.0
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -283,14 +287,33 @@ class Run:
     def _stream(
         self, known: CheckpointReport, found: Iterable[LayerReport], layers: list[LayerReport], outputs: Outputs
     ) -> None:
-        """Hand out layers as they are finished, adding each to ``layers``."""
-        for layer in found:
-            with uninterrupted():
+        """Hand out layers as they are finished, adding each to ``layers``.
+
+        Those that follow each other quickly come together: right after a computation, with the processor's caches full
+        of other things, a row costs twice as much.
+        """
+        waiting: list[LayerReport] = []
+        try:
+            for layer in found:
+                waiting.append(layer)
+                if time.monotonic() - self._written > _UNNOTICED:
+                    self._hand_out(known, waiting, layers, outputs)
+                self._screen.advance()
+                if outputs.unread:
+                    return
+        finally:
+            self._hand_out(known, waiting, layers, outputs)
+
+    def _hand_out(
+        self, known: CheckpointReport, waiting: list[LayerReport], layers: list[LayerReport], outputs: Outputs
+    ) -> None:
+        """Hand out some layers, which then wait no more."""
+        with uninterrupted():
+            for layer in waiting:
                 layers.append(outputs.kept(layer))
                 outputs.layer(known, layer)
-            self._screen.advance()
-            if outputs.unread:
-                return
+            waiting.clear()
+        self._written = time.monotonic()
 
     def _discover(self, sources: GeometryOptions, path: str) -> tuple[CheckpointReport, tuple[ConvLayer, ...]]:
         """Return what is known of a checkpoint before its layers are computed, and its layers."""
