@@ -2,8 +2,12 @@
 
 An entry's name leads to a file that holds it, among others: the name is a hard link. To make a file costs many times
 what it costs to add to one, so a process adds small entries to a file of its own, until that is large enough. An entry
-is named when it is written, in one step, so that nobody ever sees half of one, on network file systems too; a data
+is named once it is written, in one step, so that nobody ever sees half of one, on network file systems too; a data
 base with locks would not hold that there. Where there are no hard links, each entry is a file.
+
+Names of entries that follow each other quickly are given together: right after a computation, with the processor's
+caches full of other things, a name costs several times what it costs after another one. Should the process be killed
+meanwhile, the next one finds what has no name yet in the files that are on their way into the folder.
 
 The head of an entry has its name, its length and the hash of its name and content: what was damaged, cut off, renamed
 or made by something else is no entry.
@@ -47,6 +51,8 @@ _USED_AGAIN = 3600.0
 """Seconds after which a use is noted anew."""
 _ABANDONED = 3600.0
 """Seconds after which a half-written file belongs to nobody."""
+_UNNAMED = 0.1
+"""Seconds for which an entry may have no name yet."""
 _TRIES = 8
 """How often a group's folder is made for an entry, while others delete it."""
 
@@ -79,19 +85,57 @@ class _File:
     names: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
 class _Begun:
     """The file to which this process adds.
 
+    Args:
+        path: its name on its way into the folder, which it keeps as long as entries are added.
+
     Attributes:
-        path: its latest name.
-        inode: tells whether that still is its name.
-        size: its length; another one means that somebody else has a hand in it.
+        size: its length.
+        blocks: those of them that are counted.
+        waiting: entries without a name yet.
+
+    Raises:
+        OSError: it cannot be made.
     """
 
-    path: str
-    inode: int
-    size: int
+    def __init__(self, path: str) -> None:
+        self.path, self.size, self.blocks = path, 0, 0
+        self.waiting: dict[str, bytes] = {}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor: int | None = os.open(path, flags, 0o600)
+        self._inode = os.fstat(self._descriptor).st_ino
+
+    def add(self, key: str, entry: bytes) -> bool:
+        """Write an entry; return whether it is written: not where somebody else has a hand in the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._descriptor is None:
+            try:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _CAREFULLY)
+            except FileNotFoundError:
+                return False
+        status = os.fstat(self._descriptor)
+        if (status.st_ino, status.st_size) != (self._inode, self.size) or not status.st_nlink:
+            return False
+        try:
+            _write(self._descriptor, entry)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.size)
+            raise
+        self.size += len(entry)
+        self.waiting[key] = entry
+        return True
+
+    def close(self) -> None:
+        """Let others see what was written: on network file systems they do from then on."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @dataclass(frozen=True)
@@ -139,16 +183,21 @@ class Folder:
         self._ledger: int | None = None
         self._begun: _Begun | None = None
         self._latest: _Read | None = None
+        self._named = 0.0
         self._enough = max(_BLOCK, min(_FILE, limit // 256))
         if limit <= 0:
             self.trouble = "its size is set to 0"
         elif path.exists():
             self.trouble = _untrusted(path)
+            for left in [] if self.trouble else self._half_written(0):
+                self._name_left_behind(str(left))
 
     def get(self, key: str) -> bytes | None:
         """Return an entry, and note that it was used; None where there is no sound one."""
         if self.trouble:
             return None
+        if self._begun and key in self._begun.waiting:
+            return self._begun.waiting[key][_HEAD.size :]
         path = self._place(key)
         try:
             file, used = self._read(path)
@@ -156,6 +205,7 @@ class Folder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
+            self.close()  # nothing more is added to what may be this file
             self._forget(path)
             return None
         if time.time() - used > _USED_AGAIN:
@@ -190,83 +240,119 @@ class Folder:
         """Keep an entry; nothing is done for one that is too large."""
         if self.trouble or len(body) > self.limit // _SHARE:
             return
-        entry, place = _entry(key, body), self._place(key)
+        entry = _entry(key, body)
         try:
             self._set_up()
-            blocks = self._added(entry, place)
-            if blocks is None:
-                blocks = self._alone(entry, place)
-            self._note_written(blocks)
+            if not self._added(key, entry):
+                self._alone(entry, self._place(key))
+            elif time.monotonic() - self._named > _UNNAMED:
+                self.settle()
         except OSError as error:
+            self.close()
             self.trouble = f"cannot be written: {error.strerror or error}"
 
-    def _added(self, entry: bytes, place: str) -> int | None:
-        """Add an entry to the file begun before, and name it.
-
-        Returns:
-            How many blocks the file has grown; None where there is no such file, or the name is taken.
-        """
-        begun, self._begun = self._begun, None  # what is interrupted here is not added to
-        if begun is None or begun.size + len(entry) > self._enough:
-            self._begun = begun
-            return None
-        try:
-            # Closed before it is named: on network file systems others see what was written from then on.
-            descriptor = os.open(begun.path, os.O_WRONLY | os.O_APPEND | _CAREFULLY)
-            try:
-                status = os.fstat(descriptor)
-                if (status.st_ino, status.st_size) != (begun.inode, begun.size):
-                    return None
-                _write(descriptor, entry)
-            finally:
-                os.close(descriptor)
-            if not _named(os.link, begun.path, place):
-                return None
-        except (FileNotFoundError, FileExistsError):
-            return None
-        except OSError:
-            self._enough = 0  # a full disk, or no hard links here
-            return None
-        self._begun = _Begun(place, begun.inode, begun.size + len(entry))
-        return _blocks(self._begun.size) - _blocks(begun.size)
-
-    def _alone(self, entry: bytes, place: str) -> int:
-        """Write an entry into a file of its own, and name it; if there is room, that is begun with it.
-
-        Returns:
-            How many blocks it has.
+    def _added(self, key: str, entry: bytes) -> bool:
+        """Add an entry to the file of this process; return whether it is there: not where it is too large.
 
         Raises:
             OSError: it cannot be written.
         """
-        temporary = f"{self._folder}/{_HALF_WRITTEN}{secrets.token_hex(8)}"
+        if len(entry) > self._enough:
+            return False
+        if self._begun and self._begun.size + len(entry) <= self._enough and self._begun.add(key, entry):
+            return True
+        self.close()
+        self._begun = _Begun(self._new())
+        return self._begun.add(key, entry)
+
+    def settle(self) -> None:
+        """Give every entry its name."""
+        begun, self._named = self._begun, time.monotonic()
+        if begun is None:
+            return
+        begun.close()
+        while begun.waiting:
+            key = next(iter(begun.waiting))
+            self._name(begun, key)
+            begun.waiting.pop(key, None)
+        blocks, begun.blocks = _blocks(begun.size) - begun.blocks, _blocks(begun.size)
+        self._note_written(blocks)
+
+    def close(self) -> None:
+        """Give every entry its name, and leave nothing on its way."""
+        try:
+            self.settle()
+        except OSError as error:
+            self.trouble = f"cannot be written: {error.strerror or error}"
+        if self._begun:
+            self._forget(self._begun.path)
+        self._begun = None
+
+    def _name(self, begun: _Begun, key: str) -> None:
+        """Give an entry its name.
+
+        Raises:
+            OSError: it cannot be given one.
+        """
+        place = self._place(key)
+        try:
+            _named(os.link, begun.path, place)
+        except FileExistsError:
+            # It leads to an older entry, or to another one in the same file.
+            other = self._new()
+            with suppress(FileNotFoundError):  # the folder is being cleared
+                os.link(begun.path, other)
+                _named(os.replace, other, place)
+            self._forget(other)  # still there where both are the same file
+        except OSError:
+            self._enough = 0  # no hard links here
+            self._alone(begun.waiting[key], place)
+
+    def _alone(self, entry: bytes, place: str) -> None:
+        """Write an entry into a file of its own, and name it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        temporary = self._new()
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 _write(descriptor, entry)
-                inode = os.fstat(descriptor).st_ino
             finally:
                 os.close(descriptor)
-            if not _named(os.replace, temporary, place):
-                return 0
+            if _named(os.replace, temporary, place):
+                self._note_written(_blocks(len(entry)))
         except BaseException:
             self._forget(temporary)
             raise
-        if len(entry) < self._enough:
-            self._begun = _Begun(place, inode, len(entry))
-        return _blocks(len(entry))
+
+    def _new(self) -> str:
+        return f"{self._folder}/{_HALF_WRITTEN}{secrets.token_hex(8)}"
+
+    def _name_left_behind(self, path: str) -> None:
+        """Give names to the entries that a process which was killed left without one in its file."""
+        with suppress(OSError, ValueError):
+            file, _ = self._read(path)
+            for key in [name.decode("ascii") for name in file.entries if _is_sound(name, file)]:
+                with suppress(FileExistsError):
+                    _named(os.link, path, self._place(key))
 
     def drop(self, key: str) -> None:
         """Let an entry go that turned out not to be one."""
+        if self._begun:
+            self._begun.waiting.pop(key, None)
         self._forget(self._place(key))
 
     def usage(self) -> Usage:
         """Return what there is."""
+        self.close()
         files = self._files()
         return Usage(sum(len(file.names) for file in files), sum(file.size for file in files))
 
     def clear(self) -> Usage:
         """Delete every entry, and nothing else that may lie in the folder; return what was deleted."""
+        self.close()
         entries = size = 0
         for file in self._files():
             gone = sum(map(self._forget, file.names))
@@ -416,6 +502,12 @@ def _hash(name: bytes, body: bytes) -> bytes:
     return whole.digest()
 
 
+def _is_sound(name: bytes, file: _Read) -> bool:
+    stated, start, size = file.entries[name]
+    body = file.content[start : start + size]
+    return bool(_NAME.fullmatch(name.decode("latin-1"))) and len(body) == size and _hash(name, body) == stated
+
+
 def _body(key: str, file: _Read) -> bytes:
     """Return what a file holds under a name: its last entry of that name, if it is sound.
 
@@ -423,11 +515,10 @@ def _body(key: str, file: _Read) -> bytes:
         ValueError: there is none.
     """
     name = key.encode("ascii")
-    stated, start, size = file.entries.get(name, (b"", 0, 0))
-    body = file.content[start : start + size]
-    if len(body) != size or _hash(name, body) != stated:
+    if name not in file.entries or not _is_sound(name, file):
         raise ValueError("no entry")
-    return body
+    _, start, size = file.entries[name]
+    return file.content[start : start + size]
 
 
 def _whole(descriptor: int, size: int) -> bytes:

@@ -70,6 +70,11 @@ class Kept:
         """Where results are kept for later calls, if they are."""
         return self.memory.behind
 
+    def close(self) -> None:
+        """Leave nothing on its way to where it is kept."""
+        if self.folder:
+            self.folder.close()
+
     def around(
         self,
         inner: Analyst,

@@ -274,6 +274,7 @@ class Run:
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
         found = analyst_of(self._task, self._kept, self._count)
+        self._resources.callback(self._kept.close)
         self._resources.callback(found.close)
         self._ahead = found.ahead
         return found.analyst, found.settings
