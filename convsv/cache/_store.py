@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 
 __all__ = ["Folder", "Memory", "Usage"]
 
@@ -184,6 +185,7 @@ class Folder:
         self._begun: _Begun | None = None
         self._latest: _Read | None = None
         self._named = 0.0
+        self._lock = RLock()
         self._enough = max(_BLOCK, min(_FILE, limit // 256))
         if limit <= 0:
             self.trouble = "its size is set to 0"
@@ -196,8 +198,10 @@ class Folder:
         """Return an entry, and note that it was used; None where there is no sound one."""
         if self.trouble:
             return None
-        if self._begun and key in self._begun.waiting:
-            return self._begun.waiting[key][_HEAD.size :]
+        begun = self._begun
+        waiting = begun.waiting.get(key) if begun else None
+        if waiting is not None:
+            return waiting[_HEAD.size :]
         path = self._place(key)
         try:
             file, used = self._read(path)
@@ -241,15 +245,16 @@ class Folder:
         if self.trouble or len(body) > self.limit // _SHARE:
             return
         entry = _entry(key, body)
-        try:
-            self._set_up()
-            if not self._added(key, entry):
-                self._alone(entry, self._place(key))
-            elif time.monotonic() - self._named > _UNNAMED:
-                self.settle()
-        except OSError as error:
-            self.close()
-            self.trouble = f"cannot be written: {error.strerror or error}"
+        with self._lock:
+            try:
+                self._set_up()
+                if not self._added(key, entry):
+                    self._alone(entry, self._place(key))
+                elif time.monotonic() - self._named > _UNNAMED:
+                    self.settle()
+            except OSError as error:
+                self.close()
+                self.trouble = f"cannot be written: {error.strerror or error}"
 
     def _added(self, key: str, entry: bytes) -> bool:
         """Add an entry to the file of this process; return whether it is there: not where it is too large.
@@ -266,7 +271,11 @@ class Folder:
         return self._begun.add(key, entry)
 
     def settle(self) -> None:
-        """Give every entry its name."""
+        """Give every entry its name. For one thread at a time.
+
+        Raises:
+            OSError: one cannot be given.
+        """
         begun, self._named = self._begun, time.monotonic()
         if begun is None:
             return
@@ -280,13 +289,14 @@ class Folder:
 
     def close(self) -> None:
         """Give every entry its name, and leave nothing on its way."""
-        try:
-            self.settle()
-        except OSError as error:
-            self.trouble = f"cannot be written: {error.strerror or error}"
-        if self._begun:
-            self._forget(self._begun.path)
-        self._begun = None
+        with self._lock:
+            try:
+                self.settle()
+            except OSError as error:
+                self.trouble = f"cannot be written: {error.strerror or error}"
+            if self._begun:
+                self._forget(self._begun.path)
+            self._begun = None
 
     def _name(self, begun: _Begun, key: str) -> None:
         """Give an entry its name.
@@ -340,8 +350,9 @@ class Folder:
 
     def drop(self, key: str) -> None:
         """Let an entry go that turned out not to be one."""
-        if self._begun:
-            self._begun.waiting.pop(key, None)
+        with self._lock:
+            if self._begun:
+                self._begun.waiting.pop(key, None)
         self._forget(self._place(key))
 
     def usage(self) -> Usage:

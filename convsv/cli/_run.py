@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections import Counter, defaultdict, deque
@@ -42,6 +43,8 @@ _HOLES = 8
 _HOLLOW = "consists of holes for the most part: not hashed"
 _UNNOTICED = 0.1
 """Seconds for which a row may wait for others."""
+_OF_A_KIND = 4
+"""How many times as many weights the next layer may have for that: not much of a wait after one of milliseconds."""
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
@@ -253,7 +256,7 @@ class Run:
         known, layers = begun.known, list[LayerReport]()
         interrupt = begun.interrupt
         try:
-            self._stream(known, begun.reports, layers, outputs)
+            self._stream(begun, layers, outputs)
             known = known if known.failed or interrupt else self._judged(known, begun.layers, layers)
             if begun.keep and not interrupt and len(layers) == len(begun.layers):
                 begun.keep(replace(known, layers=tuple(layers)))
@@ -285,25 +288,25 @@ class Run:
         """Return what is known of a checkpoint with what is said of all its layers together."""
         return known
 
-    def _stream(
-        self, known: CheckpointReport, found: Iterable[LayerReport], layers: list[LayerReport], outputs: Outputs
-    ) -> None:
+    def _stream(self, begun: Begun, layers: list[LayerReport], outputs: Outputs) -> None:
         """Hand out layers as they are finished, adding each to ``layers``.
 
         Those that follow each other quickly come together: right after a computation, with the processor's caches full
-        of other things, a row costs twice as much.
+        of other things, a row costs twice as much. None waits for a layer that may take much longer.
         """
         waiting: list[LayerReport] = []
+        following = iter(begun.layers[1:])
         try:
-            for layer in found:
+            for layer in begun.reports:
                 waiting.append(layer)
-                if time.monotonic() - self._written > _UNNOTICED:
-                    self._hand_out(known, waiting, layers, outputs)
+                is_late = time.monotonic() - self._written > _UNNOTICED
+                if is_late or _is_larger(next(following, None), layer):
+                    self._hand_out(begun.known, waiting, layers, outputs)
                 self._screen.advance()
                 if outputs.unread:
                     return
         finally:
-            self._hand_out(known, waiting, layers, outputs)
+            self._hand_out(begun.known, waiting, layers, outputs)
 
     def _hand_out(
         self, known: CheckpointReport, waiting: list[LayerReport], layers: list[LayerReport], outputs: Outputs
@@ -445,6 +448,10 @@ class Run:
 def _first(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _is_larger(following: ConvLayer | None, layer: LayerReport) -> bool:
+    return following is not None and math.prod(following.shape) > _OF_A_KIND * math.prod(layer.shape)
 
 
 def _hashed(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
