@@ -288,6 +288,7 @@ def test_changed_bytes_raise_nothing_but_our_own_errors(position, flip):
         b"\x8b\xff\xff\xff\x7fabc",
         b"\x8b\xff\xff\xff\xffabc",
         b"T\xff\xff\xff\xffabc",
+        b"T\xfb\xff\xff\xffabc",  # back to where it stands itself
         b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
         b"\x80\x63N.",
         b"L" + b"9" * 100_000 + b"\n.",
