@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,22 @@ ONNX = ("ONNX", BESIDE)
 IN_MEMORY = "packed keras"
 """What was unpacked when it was opened does not depend on the file any more."""
 CASES = [case for case in FILES if case not in ("a leading dash", "safetensors called .pth", "HDF5 called .keras")]
+
+
+@pytest.fixture(autouse=True)
+def no_file_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read these files as larger ones are: small ones are read once, and do not shrink any more."""
+    # By its name: the package has a function of the same one.
+    monkeypatch.setattr(sys.modules["convsv.checkpoints._file"], "_SMALL", -1)
+
+
+def test_a_small_file_is_read_as_it_was_when_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["convsv.checkpoints._file"], "_SMALL", 1 << 22)
+    path = made("pt", tmp_path)
+    whole = {layer.name: layer.kernel() for layer in find_layers(open_checkpoint(path))}
+    layers = find_layers(open_checkpoint(path))
+    shrink(path, 1.0)
+    assert [failure(layer, whole[layer.name]) for layer in layers] == [None] * len(whole)
 
 
 def onnx_model(folder: Path, case: str) -> Path:
