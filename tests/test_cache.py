@@ -255,6 +255,16 @@ def test_check_knows_decided_layers_and_their_limits(model: Path, monkeypatch: p
     assert convsv(*command, "--max-norm", "0.01", code=1).stdout == failing.stdout
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [["analyze"], ["check", "--max-norm", "100"], ["compare"], ["plot", "-o", "p.svg"], ["report", "-o", "r.html"]],
+)
+def test_no_verb_leaves_anything_on_its_way_into_the_folder(verb: list[str], model: Path, own_cache: Path) -> None:
+    convsv(*verb, str(model), *([str(model)] if verb == ["compare"] else []))
+    assert list(own_cache.glob("?/*"))
+    assert list(own_cache.glob("part-*")) == []
+
+
 def test_compare_plot_and_report_know_layers_too(model: Path) -> None:
     write(Path("new.safetensors"), seed=1)
     for command in (

@@ -99,7 +99,7 @@ class _CompareRun(Run):
             raise UsageError("there is nothing to compare with", found=found, advice="give OLD and NEW")
         if len(sides) < 2:
             return worst(*self._codes)
-        with outputs.opened(head):
+        with self._resources, outputs.opened(head):
             comparison, interrupted = self._compared(sides)
             self._done = [replace(side.known, layers=tuple(side.reports.values())) for side in sides]
             whole = replace(head, checkpoints=tuple(self._done), partial=interrupted, comparison=comparison)

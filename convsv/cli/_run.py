@@ -116,6 +116,7 @@ class Run:
         self._known: Checkpoints | None = None
         self._skipped: tuple[Skipped, ...] = ()
         self._resources = ExitStack()
+        self._resources.callback(self._kept.close)  # the first one here is the last to go
         self._ahead: Callable[[], int] = lambda: 0
         self._count: int | None = None
         self._written = 0.0
@@ -277,7 +278,6 @@ class Run:
     def _analyst(self) -> tuple[Analyst, dict[str, Any]]:
         """Return what turns layers into reports, and the settings that only the machine knows."""
         found = analyst_of(self._task, self._kept, self._count)
-        self._resources.callback(self._kept.close)
         self._resources.callback(found.close)
         self._ahead = found.ahead
         return found.analyst, found.settings
