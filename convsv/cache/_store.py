@@ -184,7 +184,7 @@ class Folder:
         self._ledger: int | None = None
         self._begun: _Begun | None = None
         self._latest: _Read | None = None
-        self._named = 0.0
+        self._settled = 0.0
         self._lock = RLock()
         self._enough = max(_BLOCK, min(_FILE, limit // 256))
         if limit <= 0:
@@ -250,7 +250,7 @@ class Folder:
                 self._set_up()
                 if not self._added(key, entry):
                     self._alone(entry, self._place(key))
-                elif time.monotonic() - self._named > _UNNAMED:
+                elif time.monotonic() - self._settled > _UNNAMED:
                     self.settle()
             except OSError as error:
                 self.close()
@@ -276,7 +276,7 @@ class Folder:
         Raises:
             OSError: one cannot be given.
         """
-        begun, self._named = self._begun, time.monotonic()
+        begun, self._settled = self._begun, time.monotonic()
         if begun is None:
             return
         begun.close()

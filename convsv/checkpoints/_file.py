@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 import weakref
+from collections import deque
 from pathlib import Path
 
 from convsv.errors import CheckpointError, CorruptCheckpointError, UsageError, error_context
@@ -17,12 +18,8 @@ __all__ = ["AnonymousFile", "RegularFile"]
 _HASH_CHUNK = 1 << 22
 _SMALL = 1 << 22
 """Bytes of a file that is read in one go: less than what many reads of its parts would cost."""
-
-
-class _LastSmall:
-    """Which file is at hand: one of all."""
-
-    file: weakref.ref[RegularFile] | None = None
+_LAST: deque[weakref.ref[RegularFile]] = deque(maxlen=1)
+"""Which file is at hand: one of all."""
 
 
 class RegularFile:
@@ -137,10 +134,12 @@ class RegularFile:
         """
         if self._content is None and self.is_local and self.size <= _SMALL:
             content = self.read(0, self.size)
-            last = _LastSmall.file and _LastSmall.file()
-            if last:
-                last._content = None
-            self._content, _LastSmall.file = content, weakref.ref(self)
+            for last in tuple(_LAST):
+                file = last()
+                if file is not None:
+                    file._content = None
+            self._content = content
+            _LAST.append(weakref.ref(self))
         return self._content
 
     def _part(self, position: int, count: int) -> bytes:
