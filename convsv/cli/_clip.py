@@ -196,8 +196,7 @@ class _ClipRun(Run):
             known = replace(known, path=str(self._target.out), sha256=written)
         reports = [outcome.report(written=written is not None) for outcome in self._outcomes]
         with uninterrupted(), self._screen.paused():
-            for report in reports:
-                outputs.layer(known, report)
+            outputs.layers(known, reports)
             self._done.append(replace(known, layers=tuple(reports)))
             outputs.checkpoint(self._done[-1])
         self._written = written is not None

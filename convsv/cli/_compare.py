@@ -253,8 +253,7 @@ def _allow_many_files() -> None:
 
 def _write(outputs: Outputs, report: Report) -> None:
     for checkpoint in report.checkpoints:
-        for layer in checkpoint.layers:
-            outputs.layer(checkpoint, layer)
+        outputs.layers(checkpoint, checkpoint.layers)
         outputs.checkpoint(checkpoint)
     outputs.end(report)
 

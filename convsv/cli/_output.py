@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -291,11 +291,17 @@ class Outputs:
         """Return what of a layer must be kept until the end."""
         return layer if self._spectra.values else without_values(layer)
 
-    def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
-        """Give one layer to everybody who can take it now."""
+    def layers(self, checkpoint: CheckpointReport, layers: Sequence[LayerReport]) -> None:
+        """Give some layers to everybody who can take them now."""
+
+        def give(sink: Sink) -> None:
+            for layer in layers:
+                sink.layer(checkpoint, layer)
+
         for guarded in self._guarded:
             if not (self._column and guarded in self._reports):
-                guarded.do(lambda sink: sink.layer(checkpoint, layer))
+                guarded.do(give)
+        self._flush()
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
         """Tell everybody that a checkpoint is complete."""
@@ -311,8 +317,14 @@ class Outputs:
                 guarded.do(lambda sink: replay(whole, sink))
             else:
                 guarded.do(lambda sink: sink.end(whole))
-        # A last flush here, where its failure has a name; at exit Python could only complain.
-        self._guarded[-1].do(lambda sink: sys.stdout.flush())
+        # A last one here, where its failure has a name; at exit Python could only complain.
+        self._flush()
+
+    def _flush(self) -> None:
+        """Let a reader at the other end of a pipe have what there is, and notice here when there is none any more."""
+        last = self._guarded[-1]
+        if last.name == _STANDARD_OUTPUT:
+            last.do(lambda sink: sys.stdout.flush())
 
 
 def without_values(layer: LayerReport) -> LayerReport:

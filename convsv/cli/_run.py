@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from convsv.cli._output import Outputs, interrupts_watched, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
 from convsv.errors import AbandonedError, CheckpointError, ConvsvError, OutputError, UsageError, error_context
+from convsv.pace import Pace
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
@@ -41,10 +40,6 @@ _HASHED_BY_LAYERS = 64 << 20
 """``layers`` promises to read headers only: larger files go without a hash there."""
 _HOLES = 8
 _HOLLOW = "consists of holes for the most part: not hashed"
-_UNNOTICED = 0.1
-"""Seconds for which a row may wait for others."""
-_OF_A_KIND = 4
-"""How many times as many weights the next layer may have for that: not much of a wait after one of milliseconds."""
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
@@ -119,7 +114,7 @@ class Run:
         self._resources.callback(self._kept.close)  # the first one here is the last to go
         self._ahead: Callable[[], int] = lambda: 0
         self._count: int | None = None
-        self._written = 0.0
+        self._pace = Pace()
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -289,18 +284,13 @@ class Run:
         return known
 
     def _stream(self, begun: Begun, layers: list[LayerReport], outputs: Outputs) -> None:
-        """Hand out layers as they are finished, adding each to ``layers``.
-
-        Those that follow each other quickly come together: right after a computation, with the processor's caches full
-        of other things, a row costs twice as much. None waits for a layer that may take much longer.
-        """
+        """Hand out layers as they are finished, some together, and add each to ``layers``: see :mod:`convsv.pace`."""
         waiting: list[LayerReport] = []
         following = iter(begun.layers[1:])
         try:
             for layer in begun.reports:
                 waiting.append(layer)
-                is_late = time.monotonic() - self._written > _UNNOTICED
-                if is_late or _is_larger(next(following, None), layer):
+                if self._pace.is_over(layer, next(following, None)):
                     self._hand_out(begun.known, waiting, layers, outputs)
                 self._screen.advance()
                 if outputs.unread:
@@ -313,11 +303,10 @@ class Run:
     ) -> None:
         """Hand out some layers, which then wait no more."""
         with uninterrupted():
-            for layer in waiting:
-                layers.append(outputs.kept(layer))
-                outputs.layer(known, layer)
+            layers.extend(map(outputs.kept, waiting))
+            outputs.layers(known, waiting)
             waiting.clear()
-        self._written = time.monotonic()
+        self._pace.restart()
 
     def _discover(self, sources: GeometryOptions, path: str) -> tuple[CheckpointReport, tuple[ConvLayer, ...]]:
         """Return what is known of a checkpoint before its layers are computed, and its layers."""
@@ -448,10 +437,6 @@ class Run:
 def _first(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
-def _is_larger(following: ConvLayer | None, layer: LayerReport) -> bool:
-    return following is not None and math.prod(following.shape) > _OF_A_KIND * math.prod(layer.shape)
 
 
 def _hashed(checkpoint: Checkpoint) -> tuple[str | None, str | None]:

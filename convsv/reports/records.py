@@ -81,7 +81,6 @@ class _JsonLines:
     def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
         row = {"checkpoint": checkpoint_object(checkpoint), **layer_object(layer, values=self._style.values)}
         self._out.write(_json(row))
-        self._out.flush()
 
     def checkpoint(self, checkpoint: CheckpointReport) -> None:
         """Count it: the last line tells of checkpoints."""
