@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from blake3 import blake3
 
 from convsv import __version__
 from convsv.geometry import Geometry
@@ -25,7 +26,7 @@ from convsv.layer import ConvLayer
 
 __all__ = ["Computation", "digest", "layer_key"]
 
-_SCHEMA = 5
+_SCHEMA = 6
 """Of what is kept; another number makes all that was kept before foreign."""
 _INDIFFERENT = ("jobs", "device", "sharers")
 """Fields of options that change the time; of the device its kind counts, which is stated apart."""
@@ -118,7 +119,7 @@ def layer_key(layer: ConvLayer, computation: Computation, more: str | None = Non
         (layer.shape, layer.dtype, layer.layout, None if folded is None else (float(folded.epsilon), folded.known)),
         (kernel.shape, _dtype_name(kernel.dtype), kernel.dtype.byteorder),
     )
-    whole = hashlib.sha256(msgspec.msgpack.encode(facts))
+    whole = blake3(msgspec.msgpack.encode(facts))
     content: Any = np.ascontiguousarray(kernel).reshape(-1).view(np.uint8)
     whole.update(content)  # MessagePack tells where it ends itself
     return whole.hexdigest()
