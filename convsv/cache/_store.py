@@ -9,21 +9,21 @@ Names of entries that follow each other quickly are given together: right after 
 caches full of other things, a name costs several times what it costs after another one. Should the process be killed
 meanwhile, the next one finds what has no name yet in the files that are on their way into the folder.
 
-The head of an entry has its name, its length and the hash of its name and content: what was damaged, cut off, renamed
-or made by something else is no entry.
+The head of an entry has its name, its length and a checksum of its name and content: what was damaged, cut off, renamed
+or made by something else is no entry. It guards against accidents; against others, that the folder is the user's.
 
 Whatever goes wrong with the folder is no error: then there is no entry. ``trouble`` says what it was.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
 import stat
 import struct
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -33,9 +33,9 @@ from threading import RLock
 
 __all__ = ["Folder", "Memory", "Usage"]
 
-_MAGIC = b"convsv cache 2\n\0"
-_HEAD = struct.Struct("<16s64s32sQ")
-"""What stands before the content: magic, name, hash of name and content, length of the content."""
+_MAGIC = b"convsv cache 3\n\0"
+_HEAD = struct.Struct("<16s64sLQ")
+"""What stands before the content: magic, name, CRC-32 of name and content, length of the content."""
 _BLOCK = 4096
 _FILE = 1 << 16
 """Bytes after which a file of several entries is large enough: it is read whole for one of them, and goes as one."""
@@ -52,7 +52,7 @@ _USED_AGAIN = 3600.0
 """Seconds after which a use is noted anew."""
 _ABANDONED = 3600.0
 """Seconds after which a half-written file belongs to nobody."""
-_UNNAMED = 0.1
+_UNNAMED = 0.5
 """Seconds for which an entry may have no name yet."""
 _TRIES = 8
 """How often a group's folder is made for an entry, while others delete it."""
@@ -109,7 +109,7 @@ class _Begun:
         self._inode = os.fstat(self._descriptor).st_ino
 
     def add(self, key: str, entry: bytes) -> bool:
-        """Write an entry; return whether it is written: not where somebody else has a hand in the file.
+        """Write an entry; return whether it is written: not where somebody else had a hand in the file.
 
         Raises:
             OSError: it cannot be written.
@@ -119,9 +119,8 @@ class _Begun:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _CAREFULLY)
             except FileNotFoundError:
                 return False
-        status = os.fstat(self._descriptor)
-        if (status.st_ino, status.st_size) != (self._inode, self.size) or not status.st_nlink:
-            return False
+            if not self.is_untouched():
+                return False
         try:
             _write(self._descriptor, entry)
         except BaseException:
@@ -131,6 +130,13 @@ class _Begun:
         self.size += len(entry)
         self.waiting[key] = entry
         return True
+
+    def is_untouched(self) -> bool:
+        """Tell whether nobody else had a hand in the file; only while it is added to."""
+        if self._descriptor is None:
+            return True
+        status = os.fstat(self._descriptor)
+        return (status.st_ino, status.st_size) == (self._inode, self.size) and status.st_nlink > 0
 
     def close(self) -> None:
         """Let others see what was written: on network file systems they do from then on."""
@@ -146,12 +152,12 @@ class _Read:
     Attributes:
         state: which file it is, and in which state.
         content: its bytes.
-        entries: hash as stated, first byte and length of each entry's content, by name.
+        entries: checksum as stated, first byte and length of each entry's content, by name.
     """
 
     state: tuple[int, ...]
     content: bytes
-    entries: Mapping[bytes, tuple[bytes, int, int]]
+    entries: Mapping[bytes, tuple[int, int, int]]
 
     @staticmethod
     def of(state: tuple[int, ...], content: bytes) -> _Read:
@@ -203,6 +209,8 @@ class Folder:
         if waiting is not None:
             return waiting[_HEAD.size :]
         path = self._place(key)
+        if not os.access(path, os.F_OK):  # which costs half of an attempt to open it
+            return None
         try:
             file, used = self._read(path)
             body = _body(key, file)
@@ -279,10 +287,14 @@ class Folder:
         begun, self._settled = self._begun, time.monotonic()
         if begun is None:
             return
+        untouched = begun.is_untouched()
         begun.close()
         while begun.waiting:
             key = next(iter(begun.waiting))
-            self._name(begun, key)
+            if untouched:
+                self._name(begun, key)
+            else:
+                self._alone(begun.waiting[key], self._place(key))
             begun.waiting.pop(key, None)
         blocks, begun.blocks = _blocks(begun.size) - begun.blocks, _blocks(begun.size)
         self._note_written(blocks)
@@ -504,19 +516,17 @@ class Memory:
 
 def _entry(key: str, body: bytes) -> bytes:
     name = key.encode("ascii")
-    return _HEAD.pack(_MAGIC, name, _hash(name, body), len(body)) + body
+    return _HEAD.pack(_MAGIC, name, _checksum(name, body), len(body)) + body
 
 
-def _hash(name: bytes, body: bytes) -> bytes:
-    whole = hashlib.sha256(name)
-    whole.update(body)
-    return whole.digest()
+def _checksum(name: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(name))
 
 
 def _is_sound(name: bytes, file: _Read) -> bool:
     stated, start, size = file.entries[name]
     body = file.content[start : start + size]
-    return bool(_NAME.fullmatch(name.decode("latin-1"))) and len(body) == size and _hash(name, body) == stated
+    return bool(_NAME.fullmatch(name.decode("latin-1"))) and len(body) == size and _checksum(name, body) == stated
 
 
 def _body(key: str, file: _Read) -> bytes:
@@ -561,9 +571,9 @@ def _named(name: Callable[[str, str], None], path: str, place: str) -> bool:
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    written = os.write(descriptor, content)
+    while written < len(content):
+        written += os.write(descriptor, memoryview(content)[written:])
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:
