@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
-from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
@@ -41,7 +40,7 @@ class _Entry:
 
     layer: ConvLayer
     key: str | None
-    held: _Held | None = None
+    held: _Held
     report: LayerReport | None = None
     same: _Entry | None = None
 
@@ -64,7 +63,7 @@ class Cached:
         self, inner: Analyst, store: Memory, key_of: KeyOf, keeps: Callable[[LayerReport], bool] = lambda report: True
     ) -> None:
         self._inner, self._store, self._key_of, self._keeps = inner, store, key_of, keeps
-        self._in_work: WeakValueDictionary[str, _Entry] = WeakValueDictionary()
+        self._in_work: dict[str, _Entry] = {}
         self._lock = threading.RLock()
         self._room = _ROOM
         self.found = self.computed = 0
@@ -85,9 +84,9 @@ class Cached:
                     report = next(computed, None)
                 if report is None:
                     return
-                self._let_go(entry)
                 self._count(entry, report)
                 entry.report = report
+                self._let_go(entry)
                 queue.pop()
                 yield report
         finally:
@@ -117,20 +116,21 @@ class Cached:
         entry = _Entry(layer, key, held)
         if key is None:
             return entry
-        same = self._in_work.get(key)
-        if same is not None and same.report is None:
-            entry.same = same
-        else:
+        entry.same = self._in_work.get(key)
+        if entry.same is None:
             entry.report = self._known(layer, key)
+        if entry.same is None and entry.report is None:
             self._in_work[key] = entry
-        if entry.same is not None or entry.report is not None:
+        else:
             self._let_go(entry)
         return entry
 
     def _let_go(self, entry: _Entry) -> None:
-        """Forget the kernel of a layer, if it is at hand."""
+        """Forget the kernel of a layer, if it is at hand, and that it is in work."""
         with self._lock:
-            self._room += entry.held.let_go() if entry.held else 0
+            self._room += entry.held.let_go()
+            if entry.key is not None and self._in_work.get(entry.key) is entry:
+                del self._in_work[entry.key]
 
     def _known(self, layer: ConvLayer, key: str) -> LayerReport | None:
         body = self._store.get(key)

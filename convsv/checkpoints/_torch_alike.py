@@ -6,10 +6,12 @@ What a pickle says about shapes and dtypes is checked once; that the file holds 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
+
+from numpy.typing import NDArray
 
 from convsv.checkpoints import ModuleFacts, StoredTensor
 from convsv.checkpoints._pickle import Pickle
@@ -21,6 +23,8 @@ from convsv.checkpoints._zip_alike import Skeleton
 from convsv.checkpoints.alike import Lazily, changed
 
 __all__ = ["Indexed", "indexed_alike"]
+
+Reading: TypeAlias = "Callable[[str, Callable[[], NDArray[Any]]], NDArray[Any]]"
 
 
 class _Part(NamedTuple):
@@ -54,13 +58,14 @@ class _Known:
 _LAST: deque[_Known] = deque(maxlen=1)
 
 
-def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None) -> Indexed:
+def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None, reading: Reading) -> Indexed:
     """Return the index of a pickle: that of :func:`index_objects`, at once if it is the last one again.
 
     Args:
         pickle: what the interpreter returned.
         find: finds a storage in this file.
         skeleton: that of the archive it lies in: the same archive but for its data has all that was found before.
+        reading: ``(key, read) -> values``: how a tensor of this file is read.
 
     Raises:
         CorruptCheckpointError: a tensor names a storage that the file lacks.
@@ -68,12 +73,12 @@ def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None) 
     """
     for known in tuple(_LAST):
         if known.value is pickle.value:
-            tensors = Lazily(len(known.parts), partial(_bound, known.parts, find))
+            tensors = Lazily(len(known.parts), partial(_bound, known.parts, find, reading))
             if skeleton is None or skeleton is not known.skeleton:
                 list(tensors)  # each storage has to be there
             return Indexed(tensors, known.modules, known.problems, known)
     if not pickle.is_shared:
-        return _plainly(index_objects(pickle.value, find))
+        return _plainly(index_objects(pickle.value, find), reading)
     wanted: dict[int, tuple[Storage, StorageId]] = {}
 
     def remembered(storage_id: StorageId) -> Storage:
@@ -92,27 +97,28 @@ def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None) 
         elif record.storage.file is None and tensor.place is None and record.storage.key == _IN_PICKLE:
             parts.append(_Part(tensor, None, None))
         else:
-            return _plainly(index)  # a part of a storage, as files before PyTorch 0.4 name them
+            return _plainly(index, reading)  # a part of a storage, as files before PyTorch 0.4 name them
     made = _Known(pickle.value, skeleton, parts, index.modules, index.problems)
     _LAST.append(made)
-    return Indexed(index.tensors, index.modules, index.problems, made)
+    return _plainly(index, reading, made)
 
 
-def _plainly(index: ObjectIndex) -> Indexed:
-    return Indexed(index.tensors, index.modules, index.problems)
+def _plainly(index: ObjectIndex, reading: Reading, likeness: object = None) -> Indexed:
+    tensors = [changed(tensor, read=partial(reading, tensor.key, tensor.read)) for tensor in index.tensors]
+    return Indexed(tensors, index.modules, index.problems, likeness)
 
 
 _IN_PICKLE = "array"
 
 
-def _bound(parts: Sequence[_Part], find: FindStorage, number: int) -> StoredTensor:
+def _bound(parts: Sequence[_Part], find: FindStorage, reading: Reading, number: int) -> StoredTensor:
     """Return a tensor of this file."""
     tensor, wanted, view = parts[number]
     if wanted is None or view is None:
-        return tensor
+        return changed(tensor, read=partial(reading, tensor.key, tensor.read))
     storage = find(wanted)
     place = None if storage.file is None else Place(storage.file, storage.start, view, storage.big_endian)
-    return changed(tensor, read=partial(read_view, storage, view), place=place)
+    return changed(tensor, read=partial(reading, tensor.key, partial(read_view, storage, view)), place=place)
 
 
 def _unread() -> Any:

@@ -162,12 +162,16 @@ class Alike(Mapping[str, ZipEntry]):
 
     def __init__(self, folder: str, rests: Mapping[str, tuple[int, int, tuple[Any, ...]]], sums: list[int]) -> None:
         self._folder, self._rests, self._sums = folder, rests, sums
+        self._made: dict[str, ZipEntry] = {}
 
     def __getitem__(self, name: str) -> ZipEntry:
-        if not name.startswith(self._folder):
-            raise KeyError(name)
-        number, method, more = self._rests[name[len(self._folder) :]]
-        return ZipEntry(name, method, self._sums[number], *more)
+        made = self._made.get(name)
+        if made is None:
+            if not name.startswith(self._folder):
+                raise KeyError(name)
+            number, method, more = self._rests[name[len(self._folder) :]]
+            made = self._made[name] = ZipEntry(name, method, self._sums[number], *more)
+        return made
 
     def __iter__(self) -> Iterator[str]:
         return (self._folder + rest for rest in self._rests)

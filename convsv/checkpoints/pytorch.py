@@ -9,7 +9,7 @@ An edit patches the bytes of a tensor where they stand in a copy, and the checks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from convsv.checkpoints._torch_script import ScriptCode
 from convsv.checkpoints._torch_tensors import FindStorage, StorageId, parse_storage_id
 from convsv.checkpoints._zip import LOCAL_MAGIC, STORED, StoredZip
 from convsv.checkpoints._zip_patch import renew_checksums
-from convsv.checkpoints.alike import Lazily, changed
+from convsv.checkpoints.alike import changed
 from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
@@ -73,18 +73,13 @@ class PyTorch:
             UnsafeCheckpointError: compressed, duplicated, overlapping or enormous parts.
             CheckpointError: a format that is not read: torch.package, early torch.export, the tar of 2016.
         """
-        with error_context(path=str(file.path)):
-            found = _indexed(file)
         path = str(file.path)
-
-        def told(number: int) -> StoredTensor:
-            tensor = found.tensors[number]
-            return changed(tensor, read=partial(_read, tensor, path))
-
+        with error_context(path=path):
+            found = _indexed(file)
         return Checkpoint(
             path,
             self.name,
-            Lazily(len(found.tensors), told),
+            found.tensors,
             tuple(found.modules),
             tuple(found.problems),
             (file,),
@@ -123,7 +118,7 @@ def _indexed(file: RegularFile) -> Indexed:
         return _pickled(file)
     archive, prefix = found
     export = read_export(archive, prefix, big_endian=_is_big_endian(archive, f"{prefix}byteorder"))
-    return Indexed(export.tensors, export.modules, export.problems)
+    return Indexed(_told(export.tensors, file), export.modules, export.problems)
 
 
 def _export_archive(file: RegularFile) -> tuple[StoredZip, str] | None:
@@ -139,11 +134,16 @@ def _pickled(file: RegularFile) -> Indexed:
     code = contents.code
     if code is None:
         skeleton = contents.archive.skeleton if contents.archive else None
-        return indexed_alike(contents.pickle, contents.find, skeleton)
+        return indexed_alike(contents.pickle, contents.find, skeleton, partial(_read, str(file.path)))
     found = index_objects(contents.pickle.value, contents.find, code.constants)
     if contents.frozen:
         add_constants(found, contents.frozen[0], contents.frozen[1], code)
-    return Indexed(found.tensors, found.modules, [*found.problems, *contents.problems])
+    return Indexed(_told(found.tensors, file), found.modules, [*found.problems, *contents.problems])
+
+
+def _told(tensors: Sequence[StoredTensor], file: RegularFile) -> Sequence[StoredTensor]:
+    """Return tensors whose errors say where they happened."""
+    return [changed(tensor, read=partial(_read, str(file.path), tensor.key, tensor.read)) for tensor in tensors]
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ def _contents(file: RegularFile) -> _Contents:
     raise CheckpointError("is not a PyTorch checkpoint")
 
 
-def _read(tensor: StoredTensor, path: str) -> NDArray[Any]:
-    with error_context(path=path, tensor=tensor.key):
-        return tensor.read()
+def _read(path: str, key: str, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+    with error_context(path=path, tensor=key):
+        return read()
 
 
 FORMATS.add(PyTorch.name, PyTorch())

@@ -168,9 +168,19 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     return record
 
 
+_MOST_GEOMETRIES = 1024
+_geometries: dict[int, tuple[object, Object]] = {}
+"""What is said of geometries, by their ``id``: checkpoints of one network share them. Nobody changes it."""
+
+
 def _geometry(layer: LayerReport) -> Object:
     geometry = layer.geometry
-    return {
+    known = _geometries.get(id(geometry))
+    if known is not None:
+        return known[1]
+    if len(_geometries) >= _MOST_GEOMETRIES:
+        _geometries.clear()
+    said = {
         "size": list(geometry.size),
         "stride": list(geometry.stride),
         "padding": [list(pair) for pair in geometry.padding],
@@ -181,6 +191,9 @@ def _geometry(layer: LayerReport) -> Object:
         "output_padding": list(geometry.output_padding),
         "origin": dict(geometry.origin),
     }
+    # The geometry is held, so that no other one has its id meanwhile.
+    _geometries[id(geometry)] = geometry, said
+    return said
 
 
 def _interval(interval: Interval | None) -> Object | None:
@@ -331,13 +344,15 @@ def _bound(bound: Bound) -> Object:
 def _is_finite(values: list[Any]) -> bool:
     waiting = [*values]
     for part in waiting:  # which grows meanwhile: one call costs less than one a part
-        if isinstance(part, float):
-            if not math.isfinite(part):
-                return False
-        elif isinstance(part, dict):
+        kind = type(part)
+        if kind is str or kind is int:
+            continue
+        if kind is dict:
             waiting.extend(part.values())
-        elif isinstance(part, list):
+        elif kind is list:
             waiting.extend(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            return False
     return True
 
 
