@@ -7,7 +7,6 @@ A layer's own trouble (a NaN, a stride that does not divide the size, bytes that
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,6 @@ from convsv.errors import (
 from convsv.execution import Execution
 from convsv.geometry import Geometry
 from convsv.layer import ConvLayer, loosest
-from convsv.pace import Pace
 from convsv.results import Bound, Interval, LayerReport, Spectrum, Unavailable
 from convsv.rounding import above
 from convsv.spectra import DEFAULT, SPECTRA, Division, Shared, SpectrumOptions, SpectrumPart
@@ -92,9 +90,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def analyze(layers: Iterable[ConvLayer], options: AnalysisOptions) -> Iterator[LayerReport]:
-    """Yield a report a layer, in order: of layers that follow each other quickly together, of others at once.
-
-    See :mod:`convsv.pace`. Whatever ends this early comes after what is finished.
+    """Yield a report a layer, in order, as soon as it is finished.
 
     Args:
         layers: the layers.
@@ -102,25 +98,9 @@ def analyze(layers: Iterable[ConvLayer], options: AnalysisOptions) -> Iterator[L
 
     Raises:
         ContradictionError: two certified statements exclude each other.
-        KeyboardInterrupt: there was one.
     """
-    finished: deque[LayerReport] = deque()
-    pace = Pace()
-    try:
-        for layer in layers:
-            if finished and pace.is_over(finished[-1], layer):
-                yield from _taken(finished)
-                pace.restart()
-            finished.append(analyze_layer(layer, options))
-    except (Exception, KeyboardInterrupt):
-        yield from _taken(finished)
-        raise
-    yield from _taken(finished)
-
-
-def _taken(reports: deque[LayerReport]) -> Iterator[LayerReport]:
-    while reports:
-        yield reports.popleft()
+    for layer in layers:
+        yield analyze_layer(layer, options)
 
 
 def analyze_layer(layer: ConvLayer, options: AnalysisOptions) -> LayerReport:

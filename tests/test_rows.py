@@ -1,4 +1,4 @@
-"""When layers are handed on, and when their rows come: those of milliseconds together, and none late."""
+"""When the rows of a report come: layers of milliseconds together, and none late."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from convsv import analysis, pace
-from convsv.analysis import AnalysisOptions, analyze
+from convsv import pace
 from convsv.cli._run import Begun, Run
 from convsv.results import CheckpointReport, LayerReport
 
@@ -60,56 +59,3 @@ def test_an_interrupt_leaves_no_row_waiting(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_known_from_an_earlier_call_comes_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(streamed(monkeypatch, 1e9, known=False)) == "ABCDEabcde"
-
-
-# ------------------------------------------------------------------------------------------------- from the computation
-
-
-def analysed(
-    monkeypatch: pytest.MonkeyPatch, waits: float, fails: str = "", error: type[BaseException] = OSError
-) -> str:
-    """Return what happens: a capital letter where a layer is computed, a small one where its report comes."""
-    happened: list[str] = []
-
-    def compute(layer: Any, options: AnalysisOptions) -> Any:
-        if layer.name == fails:
-            raise error
-        happened.append(layer.name.upper())
-        return layer
-
-    monkeypatch.setattr(pace, "_UNNOTICED", waits)
-    monkeypatch.setattr(analysis, "analyze_layer", compute)
-    monkeypatch.setattr(analysis, "Pace", lambda: began)
-    began = pace.Pace()
-    began.restart()
-    layers: Any = [SimpleNamespace(name=name, shape=shape) for name, shape in SHAPES.items()]
-    try:
-        happened.extend(layer.name for layer in analyze(layers, AnalysisOptions()))
-    except error:
-        happened.append("!")
-    return "".join(happened)
-
-
-def test_small_layers_are_handed_on_together_and_before_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert analysed(monkeypatch, 1e9) == "ABabCDcdEe"
-
-
-def test_layers_that_take_their_time_are_handed_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert analysed(monkeypatch, -1.0) == "AaBbCcDdEe"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_is_finished_comes_before_what_ends_it(
-    monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
-) -> None:
-    assert analysed(monkeypatch, 1e9, "b", error) == "Aa!"
-    assert analysed(monkeypatch, 1e9, "d", error) == "ABabCc!"
-
-
-def test_nothing_is_computed_for_whoever_has_stopped_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "analyze_layer", lambda layer, options: layer)
-    layers: Any = [SimpleNamespace(name=name, shape=shape) for name, shape in SHAPES.items()]
-    reports = analyze(layers, AnalysisOptions())
-    next(reports)
-    reports.close()  # type: ignore[attr-defined]
-    assert list(reports) == []

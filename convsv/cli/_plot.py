@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,9 +92,10 @@ class _Figures(Outputs):
         """Return a layer without whole spectra: the data have their curves."""
         return without_values(layer)
 
-    def layer(self, checkpoint: CheckpointReport, layer: LayerReport) -> None:
-        """Take what the figure shows of one layer."""
-        self.data.add(checkpoint, layer)
+    def layers(self, checkpoint: CheckpointReport, layers: Sequence[LayerReport]) -> None:
+        """Take what the figure shows of some layers."""
+        for layer in layers:
+            self.data.add(checkpoint, layer)
 
     def end(self, report: Report) -> None:
         """Draw, unless nothing was found to draw."""
