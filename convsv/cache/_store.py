@@ -52,7 +52,7 @@ _USED_AGAIN = 3600.0
 """Seconds after which a use is noted anew."""
 _ABANDONED = 3600.0
 """Seconds after which a half-written file belongs to nobody."""
-_UNNAMED = 0.5
+_UNNAMED = 0.1
 """Seconds for which an entry may have no name yet."""
 _TRIES = 8
 """How often a group's folder is made for an entry, while others delete it."""
