@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from convsv import pace
+from convsv.cli import _run
 from convsv.cli._run import Begun, Run
 from convsv.results import CheckpointReport, LayerReport
 
@@ -30,10 +30,9 @@ def streamed(monkeypatch: pytest.MonkeyPatch, waits: float, until: str = "e", *,
     outputs: Any = SimpleNamespace(
         kept=lambda layer: layer, layers=lambda known, some: happened.extend(x.name for x in some), unread=False
     )
-    monkeypatch.setattr(pace, "_UNNOTICED", waits)
+    monkeypatch.setattr(_run, "_UNNOTICED", waits)
     run = object.__new__(Run)
-    run._pace, run._screen = pace.Pace(), SimpleNamespace(advance=lambda: None)  # type: ignore[assignment]
-    run._pace.restart()
+    run._written, run._screen = 0.0, SimpleNamespace(advance=lambda: None)  # type: ignore[assignment]
     layers: Any = [SimpleNamespace(shape=shape) for shape in SHAPES.values()] if known else []
     written: list[LayerReport] = []
     try:

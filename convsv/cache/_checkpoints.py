@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from convsv.cache._codec import decoded, encoded
 from convsv.cache._keys import digest
@@ -42,7 +43,6 @@ class Checkpoints:
 
     def __init__(self, folder: Folder, scope: str) -> None:
         self._folder, self._scope = folder, scope
-        self._asked: tuple[str, str | None] = ("", None)
 
     def recall(self, path: str, sha256: Callable[[], str]) -> Finished | None:
         """Return what is known of a checkpoint; None where that is nothing, or the file is another one by now.
@@ -52,7 +52,6 @@ class Checkpoints:
             sha256: hashes it; called only where something is known.
         """
         key = self._key(path)
-        self._asked = path, key
         body = self._folder.get(key) if key else None
         if key is None or body is None:
             return None
@@ -68,10 +67,7 @@ class Checkpoints:
     def keep(self, path: str, known: Finished) -> None:
         """Keep what is known of a checkpoint, unless it failed in part, or has no hash."""
         report = known.report
-        if not _is_whole(report):
-            return
-        asked, key = self._asked
-        key = key if asked == path else self._key(path)
+        key = self._key(path) if _is_whole(report) else None
         if key is None:
             return
         try:
@@ -83,7 +79,7 @@ class Checkpoints:
     def _key(self, path: str) -> str | None:
         """Return the name of a file's report; None where there is no such file."""
         try:
-            status = os.stat(path)  # noqa: PTH116 - a Path costs more than the call
+            status = Path(path).stat()
         except (OSError, ValueError):
             return None
         if not stat.S_ISREG(status.st_mode):

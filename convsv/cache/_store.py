@@ -109,7 +109,7 @@ class _Begun:
         self._inode = os.fstat(self._descriptor).st_ino
 
     def add(self, key: str, entry: bytes) -> bool:
-        """Write an entry; return whether it is written: not where somebody else had a hand in the file.
+        """Write an entry; return whether it is written: not where somebody else has a hand in the file.
 
         Raises:
             OSError: it cannot be written.
@@ -119,8 +119,9 @@ class _Begun:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | _CAREFULLY)
             except FileNotFoundError:
                 return False
-            if not self.is_untouched():
-                return False
+        status = os.fstat(self._descriptor)
+        if (status.st_ino, status.st_size) != (self._inode, self.size) or not status.st_nlink:
+            return False
         try:
             _write(self._descriptor, entry)
         except BaseException:
@@ -130,13 +131,6 @@ class _Begun:
         self.size += len(entry)
         self.waiting[key] = entry
         return True
-
-    def is_untouched(self) -> bool:
-        """Tell whether nobody else had a hand in the file; only while it is added to."""
-        if self._descriptor is None:
-            return True
-        status = os.fstat(self._descriptor)
-        return (status.st_ino, status.st_size) == (self._inode, self.size) and status.st_nlink > 0
 
     def close(self) -> None:
         """Let others see what was written: on network file systems they do from then on."""
@@ -287,14 +281,10 @@ class Folder:
         begun, self._settled = self._begun, time.monotonic()
         if begun is None:
             return
-        untouched = begun.is_untouched()
         begun.close()
         while begun.waiting:
             key = next(iter(begun.waiting))
-            if untouched:
-                self._name(begun, key)
-            else:
-                self._alone(begun.waiting[key], self._place(key))
+            self._name(begun, key)
             begun.waiting.pop(key, None)
         blocks, begun.blocks = _blocks(begun.size) - begun.blocks, _blocks(begun.size)
         self._note_written(blocks)

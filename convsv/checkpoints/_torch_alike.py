@@ -22,7 +22,7 @@ from convsv.checkpoints._torch_tensors import FindStorage, StorageId
 from convsv.checkpoints._zip_alike import Skeleton
 from convsv.checkpoints.alike import Lazily, changed
 
-__all__ = ["Indexed", "indexed_alike"]
+__all__ = ["Indexed", "indexed_alike", "read_by"]
 
 Reading: TypeAlias = "Callable[[str, Callable[[], NDArray[Any]]], NDArray[Any]]"
 
@@ -104,8 +104,12 @@ def indexed_alike(pickle: Pickle, find: FindStorage, skeleton: Skeleton | None, 
 
 
 def _plainly(index: ObjectIndex, reading: Reading, likeness: object = None) -> Indexed:
-    tensors = [changed(tensor, read=partial(reading, tensor.key, tensor.read)) for tensor in index.tensors]
-    return Indexed(tensors, index.modules, index.problems, likeness)
+    return Indexed([read_by(reading, tensor) for tensor in index.tensors], index.modules, index.problems, likeness)
+
+
+def read_by(reading: Reading, tensor: StoredTensor) -> StoredTensor:
+    """Return a tensor that is read as the tensors of its file are."""
+    return changed(tensor, read=partial(reading, tensor.key, tensor.read))
 
 
 _IN_PICKLE = "array"
@@ -115,7 +119,7 @@ def _bound(parts: Sequence[_Part], find: FindStorage, reading: Reading, number: 
     """Return a tensor of this file."""
     tensor, wanted, view = parts[number]
     if wanted is None or view is None:
-        return changed(tensor, read=partial(reading, tensor.key, tensor.read))
+        return read_by(reading, tensor)
     storage = find(wanted)
     place = None if storage.file is None else Place(storage.file, storage.start, view, storage.big_endian)
     return changed(tensor, read=partial(reading, tensor.key, partial(read_view, storage, view)), place=place)

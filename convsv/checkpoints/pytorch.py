@@ -22,7 +22,7 @@ from convsv.checkpoints._content import printable
 from convsv.checkpoints._pickle import MAX_PICKLE_BYTES, Pickle, interpret
 from convsv.checkpoints._place import Place
 from convsv.checkpoints._strided import Storage
-from convsv.checkpoints._torch_alike import Indexed, indexed_alike
+from convsv.checkpoints._torch_alike import Indexed, indexed_alike, read_by
 from convsv.checkpoints._torch_export import export_prefix, read_export
 from convsv.checkpoints._torch_frozen import add_constants
 from convsv.checkpoints._torch_objects import index_objects
@@ -31,7 +31,6 @@ from convsv.checkpoints._torch_script import ScriptCode
 from convsv.checkpoints._torch_tensors import FindStorage, StorageId, parse_storage_id
 from convsv.checkpoints._zip import LOCAL_MAGIC, STORED, StoredZip
 from convsv.checkpoints._zip_patch import renew_checksums
-from convsv.checkpoints.alike import changed
 from convsv.checkpoints.writing import Edit, write_values
 from convsv.errors import CheckpointError, CorruptCheckpointError, UnsafeCheckpointError, error_context
 
@@ -143,7 +142,7 @@ def _pickled(file: RegularFile) -> Indexed:
 
 def _told(tensors: Sequence[StoredTensor], file: RegularFile) -> Sequence[StoredTensor]:
     """Return tensors whose errors say where they happened."""
-    return [changed(tensor, read=partial(_read, str(file.path), tensor.key, tensor.read)) for tensor in tensors]
+    return [read_by(partial(_read, str(file.path)), tensor) for tensor in tensors]
 
 
 @dataclass(frozen=True)

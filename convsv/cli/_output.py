@@ -317,11 +317,11 @@ class Outputs:
                 guarded.do(lambda sink: replay(whole, sink))
             else:
                 guarded.do(lambda sink: sink.end(whole))
-        # A last one here, where its failure has a name; at exit Python could only complain.
+        # Here, where its failure has a name; at exit Python could only complain.
         self._flush()
 
     def _flush(self) -> None:
-        """Let a reader at the other end of a pipe have what there is, and notice here when there is none any more."""
+        """Let the reader of a pipe have its rows at once, and notice a closed one before more work is done."""
         last = self._guarded[-1]
         if last.name == _STANDARD_OUTPUT:
             last.do(lambda sink: sys.stdout.flush())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,7 +23,6 @@ from convsv.cli._output import Outputs, interrupts_watched, uninterrupted
 from convsv.cli._screen import Screen, exit_code, one_line, worst
 from convsv.cli._task import Task, settings_of, sources_of
 from convsv.errors import AbandonedError, CheckpointError, ConvsvError, OutputError, UsageError, error_context
-from convsv.pace import Pace
 from convsv.reports._summary import assumed
 from convsv.results import CheckpointReport, LayerReport, Report
 
@@ -40,6 +41,10 @@ _HASHED_BY_LAYERS = 64 << 20
 """``layers`` promises to read headers only: larger files go without a hash there."""
 _HOLES = 8
 _HOLLOW = "consists of holes for the most part: not hashed"
+_UNNOTICED = 0.1
+"""Seconds for which a row may wait for others."""
+_OF_A_KIND = 4
+"""How many times as many weights the next layer may have for that: not much of a wait after one of milliseconds."""
 _USAGE = 2
 _SHOWN = 3
 _LINES = 20
@@ -114,7 +119,7 @@ class Run:
         self._resources.callback(self._kept.close)  # the first one here is the last to go
         self._ahead: Callable[[], int] = lambda: 0
         self._count: int | None = None
-        self._pace = Pace()
+        self._written = 0.0
 
     def code(self) -> int:
         """Run, and return the exit code.
@@ -284,13 +289,18 @@ class Run:
         return known
 
     def _stream(self, begun: Begun, layers: list[LayerReport], outputs: Outputs) -> None:
-        """Hand out layers as they are finished, some together, and add each to ``layers``: see :mod:`convsv.pace`."""
+        """Hand out layers as they are finished, adding each to ``layers``.
+
+        Those that follow each other quickly come together: right after a computation, with the processor's caches full
+        of other things, a row costs twice as much. None waits for a layer that may take much longer.
+        """
         waiting: list[LayerReport] = []
         following = iter(begun.layers[1:])
         try:
             for layer in begun.reports:
                 waiting.append(layer)
-                if self._pace.is_over(layer, next(following, None)):
+                is_late = time.monotonic() - self._written > _UNNOTICED
+                if is_late or _is_larger(next(following, None), layer):
                     self._hand_out(begun.known, waiting, layers, outputs)
                 self._screen.advance()
                 if outputs.unread:
@@ -306,7 +316,7 @@ class Run:
             layers.extend(map(outputs.kept, waiting))
             outputs.layers(known, waiting)
             waiting.clear()
-        self._pace.restart()
+        self._written = time.monotonic()
 
     def _discover(self, sources: GeometryOptions, path: str) -> tuple[CheckpointReport, tuple[ConvLayer, ...]]:
         """Return what is known of a checkpoint before its layers are computed, and its layers."""
@@ -437,6 +447,10 @@ class Run:
 def _first(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _is_larger(following: ConvLayer | None, layer: LayerReport) -> bool:
+    return following is not None and math.prod(following.shape) > _OF_A_KIND * math.prod(layer.shape)
 
 
 def _hashed(checkpoint: Checkpoint) -> tuple[str | None, str | None]:

@@ -168,19 +168,9 @@ def layer_object(layer: LayerReport, *, values: bool = False) -> Object:
     return record
 
 
-_MOST_GEOMETRIES = 1024
-_geometries: dict[int, tuple[object, Object]] = {}
-"""What is said of geometries, by their ``id``: checkpoints of one network share them. Nobody changes it."""
-
-
 def _geometry(layer: LayerReport) -> Object:
     geometry = layer.geometry
-    known = _geometries.get(id(geometry))
-    if known is not None:
-        return known[1]
-    if len(_geometries) >= _MOST_GEOMETRIES:
-        _geometries.clear()
-    said = {
+    return {
         "size": list(geometry.size),
         "stride": list(geometry.stride),
         "padding": [list(pair) for pair in geometry.padding],
@@ -191,9 +181,6 @@ def _geometry(layer: LayerReport) -> Object:
         "output_padding": list(geometry.output_padding),
         "origin": dict(geometry.origin),
     }
-    # The geometry is held, so that no other one has its id meanwhile.
-    _geometries[id(geometry)] = geometry, said
-    return said
 
 
 def _interval(interval: Interval | None) -> Object | None:

@@ -314,8 +314,6 @@ class _Rows:
                 row["notes"] = [*row.get("notes", ()), *late]
             self._dialect.write([_cell(row.get(name), self._dialect.guard) for name in self._columns])
         self._waiting.clear()
-        # A row in a pipe is of use to its reader at once, and a closed pipe is noticed before more work is done.
-        self._dialect.out.flush()
 
 
 def _is_found(name: str) -> bool:
