@@ -361,7 +361,10 @@ def read_convolutions(path: Path) -> CheckpointError | None:
     return None
 
 
-def test_mutated_files_end_in_a_checkpoint_error_or_in_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", range(4))
+def test_mutated_files_end_in_a_checkpoint_error_or_in_tensors(
+    part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_hdf5, "SECONDS", 2.0)  # what loops forever does so for less
 
     def fill(file: h5py.File) -> None:
@@ -374,14 +377,15 @@ def test_mutated_files_end_in_a_checkpoint_error_or_in_tensors(tmp_path: Path, m
     whole, rng = build(tmp_path / "whole", fill).read_bytes(), random.Random(1)
     used = [at for at, byte in enumerate(whole) if byte]
     path, refused = tmp_path / "m.h5", []
-    for _ in range(200):
+    for number in range(200):
         content = bytearray(whole)
         for _ in range(rng.choice((1, 2, 4, 8))):
             content[rng.choice(used)] = rng.choice((0, 255, rng.randrange(256)))
-        path.write_bytes(content)
-        refused.append(read_convolutions(path))
+        if number % 4 == part:
+            path.write_bytes(content)
+            refused.append(read_convolutions(path))
     messages = [str(error) for error in refused if error]
-    assert 20 < len(messages) < 180
+    assert 5 < len(messages) < 45
     assert all(message.isprintable() for message in messages)
 
 
